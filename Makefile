@@ -1,0 +1,39 @@
+# Each target sets up what it needs. What they write goes to ignored folders: a run leaves `git status` clean.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export MPLBACKEND ?= agg
+METADATA := settings.ini setup.py pyproject.toml constraints.txt
+
+.PHONY: setup demo test docs bench lab hooks lock clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.dev
+
+$(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(METADATA)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "loragrass needs Python 3.11 or newer; name one: make $@ PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "this Python cannot make virtual environments: install its venv package (Debian: python3-venv)"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing loragrass[$*] into $(VENV) (a minute or two the first time)"
+	@$(BIN)/pip install -q --disable-pip-version-check uv \
+	  && UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[$*]' \
+	  || $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m loragrass.demo _demo
+
+test: setup
+	@.ci/test
+
+lab: setup
+	$(BIN)/jupyter lab nbs
+
+hooks: setup
+	$(BIN)/nbdev-install-hooks --diff False
+
+lock: setup
+	UV_FIND_LINKS= $(BIN)/uv pip compile -q --universal --python-version 3.11 --extra dev --extra docs -c constraints.in -o constraints.txt pyproject.toml
