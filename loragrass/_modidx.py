@@ -207,3 +207,8 @@ d = { 'settings': { 'branch': 'main',
                                    'loragrass.writers._write_text': ('writers.html#_write_text', 'loragrass/writers.py'),
                                    'loragrass.writers.resize': ('writers.html#resize', 'loragrass/writers.py'),
                                    'loragrass.writers.save': ('writers.html#save', 'loragrass/writers.py')}}}
+  'syms': { 'loragrass.geolora': { 'loragrass.geolora.GeoLoRAStep': ('geolora.html#geolorastep', 'loragrass/geolora.py'),
+                                   'loragrass.geolora._check_step': ('geolora.html#_check_step', 'loragrass/geolora.py'),
+                                   'loragrass.geolora._least_rank': ('geolora.html#_least_rank', 'loragrass/geolora.py'),
+                                   'loragrass.geolora._new_directions': ('geolora.html#_new_directions', 'loragrass/geolora.py'),
+                                   'loragrass.geolora.geolora_step': ('geolora.html#geolora_step', 'loragrass/geolora.py')}}}
