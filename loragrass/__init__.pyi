@@ -8,4 +8,5 @@ from .plucker import plucker_basis as plucker_basis, plucker_embedding as plucke
 from .plucker import plucker_inner_product as plucker_inner_product, plucker_relations as plucker_relations
 from .kernels import distance as distance, pairwise_distances as pairwise_distances, GrassmannKernel as GrassmannKernel
 from .kernels import gram as gram, kernel_health as kernel_health, KernelDegenerateWarning as KernelDegenerateWarning
+from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
