@@ -1,12 +1,14 @@
-from .plucker import orthonormalize as orthonormalize, principal_angles as principal_angles, plucker_embedding as plucker_embedding, plucker_inner_product as plucker_inner_product, plucker_relations as plucker_relations
-from .kernels import distance as distance, pairwise_distances as pairwise_distances, GrassmannKernel as GrassmannKernel, gram as gram, kernel_health as kernel_health, KernelDegenerateWarning as KernelDegenerateWarning
+from .plucker import orthonormalize as orthonormalize, principal_angles as principal_angles, plucker_embedding as plucker_embedding
+from .plucker import plucker_inner_product as plucker_inner_product, plucker_relations as plucker_relations, plucker_basis as plucker_basis
+from .kernels import distance as distance, pairwise_distances as pairwise_distances, GrassmannKernel as GrassmannKernel, gram as gram
+from .kernels import kernel_health as kernel_health, KernelDegenerateWarning as KernelDegenerateWarning
+from .karcher import Grassmann as Grassmann, GrassmannExact as GrassmannExact, KarcherMean as KarcherMean, NonUniqueMeanWarning as NonUniqueMeanWarning
+from .karcher import chordal_mean as chordal_mean, geodesic as geodesic, karcher_mean as karcher_mean
 from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatError as LoRAFormatError, LoRAUpdate as LoRAUpdate
 from .formats import load as load, load_all as load_all
 from .writers import resize as resize, save as save
-from .plucker import orthonormalize as orthonormalize, principal_angles as principal_angles
-from .plucker import plucker_basis as plucker_basis, plucker_embedding as plucker_embedding
-from .plucker import plucker_inner_product as plucker_inner_product, plucker_relations as plucker_relations
-from .kernels import distance as distance, pairwise_distances as pairwise_distances, GrassmannKernel as GrassmannKernel
-from .kernels import gram as gram, kernel_health as kernel_health, KernelDegenerateWarning as KernelDegenerateWarning
+from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
+from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge
+from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora, merge as merge
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step

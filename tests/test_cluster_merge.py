@@ -1,0 +1,146 @@
+"Laws of similarity, grouping and means that are no lessons: edge cases, invariances, what is said when something is odd"
+import subprocess, sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from loragrass.cluster_merge import MEANS, GrassmannKMeans, cluster, cluster_merge, compare, mean_lora, merge, similarity
+from loragrass.lora_io import LoRA, LoRAUpdate
+
+def adapter(seed, ranks=(3, 2), shapes=((12, 9), (7, 9)), name=""):
+    g = torch.Generator().manual_seed(seed)
+    def update(shape, r): return LoRAUpdate(torch.randn(shape[0], r, generator=g), torch.randn(r, shape[1], generator=g), 0.5, shape)
+    return LoRA({f"m{i}": update(s, r) for i, (s, r) in enumerate(zip(shapes, ranks))}, name=name or f"a{seed}")
+
+def gauged(lora, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    def change(u):
+        G = torch.randn(u.up.shape[1], u.up.shape[1], generator=g)
+        return replace(u, up=u.up @ G, down=torch.linalg.solve(G, u.down))
+    return LoRA({m: change(u) for m, u in lora.items()}, name=lora.name)
+
+def rotated(loras, seed=0):
+    "Another orthonormal basis of outputs and inputs, the same for all"
+    g = torch.Generator().manual_seed(seed)
+    Q = {m: [torch.linalg.qr(torch.randn(n, n, generator=g)).Q for n in u.weight_shape] for m, u in loras[0].items()}
+    return [LoRA({m: replace(u, up=Q[m][0] @ u.up, down=u.down @ Q[m][1].mT) for m, u in lora.items()}, name=lora.name) for lora in loras]
+
+def close(a, b, tol=1e-5):
+    assert set(a) == set(b)
+    for m in b: torch.testing.assert_close(a[m].dense(), b[m].dense(), rtol=0, atol=tol * max(1, float(b[m].norm())))
+
+@pytest.mark.parametrize("method", MEANS)
+class TestMeans:
+    def test_one_weight(self, method): close(mean_lora([adapter(1), adapter(2, (2, 1))], [1, 0], method=method).lora, adapter(1))
+    def test_copies(self, method): close(mean_lora([adapter(1), gauged(adapter(1)), adapter(1)], [3, 1, 2], method=method).lora, adapter(1), 1e-4)
+    def test_gauge(self, method):
+        a, b = adapter(1), adapter(2)
+        close(mean_lora([gauged(a), gauged(b, 3)], method=method).lora, mean_lora([a, b], method=method).lora, 1e-4)
+    def test_order(self, method):
+        a, b, c = (adapter(i) for i in range(3))
+        close(mean_lora([a, b, c], [1, 2, 3], method=method).lora, mean_lora([c, a, b], [3, 1, 2], method=method).lora, 1e-4)
+    def test_full_rank_is_the_dense_sum(self, method):
+        a, b = adapter(1, (2, 2)), adapter(2, (1, 2))
+        merged = merge([a, b], [0.7, 0.4], method=method, rank=4).lora
+        for m in a: torch.testing.assert_close(merged[m].dense(), 0.7 * a[m].dense() + 0.4 * b[m].dense(), rtol=1e-4, atol=1e-4)
+    def test_zero_update(self, method):
+        a = adapter(1)
+        zero = LoRA({m: replace(u, up=torch.zeros_like(u.up)) for m, u in a.items()}, name="zero")
+        merged = mean_lora([a, zero], method=method)
+        close(merged.lora, LoRA({m: replace(u, scale=u.scale / 2) for m, u in a.items()}))
+        assert all(u.up.isfinite().all() for u in mean_lora([zero, zero], method=method).lora.values())
+
+def test_svd_is_the_best_of_its_rank():
+    a, b = adapter(1), adapter(2)
+    merged = mean_lora([a, b], rank=2)
+    S = torch.linalg.svdvals((a["m0"].dense() + b["m0"].dense()) / 2)
+    assert merged.per_module.rel_error["m0"] == pytest.approx(float(S[2:].norm() / S.norm()), rel=1e-5)
+
+def test_rel_error_and_energy_of_the_exact_sum():
+    merged = mean_lora([adapter(1), adapter(2)], method="cat")
+    assert merged.rel_error < 1e-6 and merged.energy == pytest.approx(1)
+
+def test_rescale_restores_the_members_norm():
+    a, b = adapter(1), adapter(2)
+    merged = mean_lora([a, b], rescale="norm").lora
+    assert float(merged["m0"].norm()) == pytest.approx(float(a["m0"].norm() + b["m0"].norm()) / 2, rel=1e-5)
+
+def test_missing_modules_count_as_zero_and_are_named():
+    a, b = adapter(1), LoRA({"m0": adapter(2)["m0"]}, name="half")
+    merged = mean_lora([a, b], method="cat")
+    torch.testing.assert_close(merged.lora["m1"].dense(), a["m1"].dense() / 2, rtol=1e-4, atol=1e-5)
+    assert any("m1" in note and "half" in note for note in merged.notes)
+    assert similarity([a, b]).missing == {"m1": ["half"]} and compare(a, b).only_in["m1"] == "a1"
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: mean_lora([]), "at least one"),
+    (lambda: cluster_merge([]), "at least one"),
+    (lambda: mean_lora([adapter(1), adapter(2)], [1, -1]), "sum"),
+    (lambda: mean_lora([adapter(1)], [1, 1]), "2 weights for 1"),
+    (lambda: mean_lora([adapter(1)], method="average"), "expected one of"),
+    (lambda: mean_lora([adapter(1), adapter(2, shapes=((10, 9), (7, 9)))]), "shapes differ"),
+    (lambda: similarity([adapter(1), adapter(2, shapes=((10, 9), (7, 9)))]), "shapes differ"),
+    (lambda: similarity([adapter(1)], side="up"), "'left', 'right' or 'both'"),
+    (lambda: similarity([adapter(1)], kernel="binet_cauchy"), "weighted=False"),
+    (lambda: similarity([adapter(1)], modules={"nowhere": 1.0}), "no module"),
+    (lambda: cluster(torch.eye(4), 5), "1 … 4"),
+    (lambda: cluster(-torch.ones(4, 4)), "≥ 0"),
+    (lambda: GrassmannKMeans(3).fit(torch.zeros(2, 4, 1)), "1 … 2"),
+    (lambda: merge([adapter(1), adapter(2)], [1, -1], method="karcher"), "weights ≥ 0"),
+])
+def test_errors_say_what_came_and_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message): call()
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_similarity_is_a_kernel_of_updates(side, weighted):
+    loras = [adapter(i, (1 + i % 3, 2)) for i in range(6)]
+    K = similarity(loras, side=side, weighted=weighted).joint
+    torch.testing.assert_close(K.diagonal(), torch.ones(6, dtype=K.dtype))
+    assert torch.linalg.eigvalsh(K)[0] > -1e-10
+    torch.testing.assert_close(K, similarity([gauged(a, i) for i, a in enumerate(loras)], side=side, weighted=weighted).joint, rtol=0, atol=1e-4)
+    torch.testing.assert_close(K, similarity(rotated(loras), side=side, weighted=weighted).joint, rtol=0, atol=1e-4)
+    torch.testing.assert_close(K.flip(0, 1), similarity(loras[::-1], side=side, weighted=weighted).joint)
+
+def test_similarity_of_scaled_updates_is_one():
+    a = adapter(1)
+    K = similarity([a, LoRA({m: replace(u, scale=-3.0) for m, u in a.items()})]).joint
+    torch.testing.assert_close(K, torch.ones_like(K), rtol=0, atol=1e-6)
+
+def test_few_adapters():
+    assert cluster_merge([adapter(1)]).labels_.tolist() == [0]
+    assert cluster_merge([adapter(1), adapter(2)], 2).labels_.tolist() == [0, 1]
+    result = cluster_merge([adapter(1), gauged(adapter(1)), adapter(2)], 2)
+    assert result.labels_.tolist() == [0, 0, 1] and result.medoids_[1] == 2
+    close(result.means_[0], adapter(1), 1e-4)
+
+def test_same_input_same_result():
+    loras = [adapter(i) for i in range(8)]
+    a, b = cluster_merge(loras, 3), cluster_merge(loras, 3)
+    assert (a.labels_ == b.labels_).all() and all(torch.equal(x[m].up, y[m].up) for x, y in zip(a.means_, b.means_) for m in x)
+
+def test_inputs_are_not_changed():
+    loras = [adapter(i) for i in range(4)]
+    before = [u.up.clone() for lora in loras for u in lora.values()]
+    cluster_merge(loras, 2)
+    assert all(torch.equal(x, u.up) for x, u in zip(before, (u for lora in loras for u in lora.values())))
+
+def test_grassmann_kmeans_finds_planted_groups():
+    g = torch.Generator().manual_seed(0)
+    centres = [torch.linalg.qr(torch.randn(20, 3, generator=g)).Q for _ in range(3)]
+    X = torch.stack([torch.linalg.qr(centres[i % 3] + 0.15 * torch.randn(20, 3, generator=g)).Q for i in range(30)])
+    for centers in ("chordal", "karcher"):
+        model = GrassmannKMeans(3, centers=centers).fit(X)
+        assert len({tuple(model.labels_[i::3]) for i in range(3)}) == 3 and all(len(set(model.labels_[i::3])) == 1 for i in range(3))
+        assert (model.predict(X) == model.labels_).all() and model.transform(X).shape == (30, 3)
+        assert model.inertia_ == pytest.approx(float((model.transform(X).min(1) ** 2).sum()), rel=1e-4)
+
+def test_no_group_is_lost_when_points_coincide():
+    X = torch.eye(5)[:, :2].expand(4, 5, 2).contiguous()
+    assert set(np.unique(GrassmannKMeans(2).fit(X).labels_)) <= {0, 1}
+
+@pytest.mark.parametrize("first", ["from loragrass.cluster_merge import compare", "pass"])
+def test_the_function_is_not_hidden_by_its_module(first):
+    code = f"import loragrass as lg; {first}; assert callable(lg.cluster_merge) and lg.cluster_merge.__name__ == 'cluster_merge'"
+    subprocess.run([sys.executable, "-c", code], check=True)
