@@ -4,7 +4,6 @@
 `--save` writes the outputs into the notebooks (then `nbdev-clean`); without it, a cell whose stored output is no longer true fails.
 """
 import os, re
-from pathlib import Path
 
 import pytest
 

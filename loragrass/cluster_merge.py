@@ -8,7 +8,7 @@ Docs: https://loragrass.github.io/loragrass/cluster_merge.html.md"""
 __all__ = ['METHODS', 'MEANS', 'compare', 'Similarity', 'similarity', 'Clusters', 'cluster', 'GrassmannKMeans', 'subspaces',
            'Merged', 'mean_lora', 'merge', 'ClusterMerge', 'cluster_merge', 'SharedInitWarning']
 
-# %% ../nbs/04_cluster_merge.ipynb #e07185e5
+# %% ../nbs/04_cluster_merge.ipynb #1b4c7581
 import itertools, math, warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
+from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 from torch import Tensor
@@ -74,7 +75,7 @@ def _phi(X, Y):
     i, j = torch.arange(1, X.shape[1] + 1)[:, None], torch.arange(1, Y.shape[1] + 1)
     return (X.mT @ Y).square().cumsum(0).cumsum(1) / torch.minimum(i, j)
 
-# %% ../nbs/04_cluster_merge.ipynb #00bb95f2
+# %% ../nbs/04_cluster_merge.ipynb #59559c30
 @dataclass(frozen=True)
 class Similarity:
     "Kernel matrices of N adapters"
@@ -112,6 +113,7 @@ def similarity(
     side:str="left", # "left" (outputs), "right" (inputs) or "both" (their mean)
     weighted:bool=True, # weight directions by √S
     modules:Mapping[str, float]|None=None, # module → weight; default: all modules, weight 1
+    across_layers:bool=False, # one matrix over all pairs of an adapter and a module, instead of one a module
     progress:bool=False,
 )->Similarity:
     "Kernel matrix of all pairs, per module and joint"
@@ -121,6 +123,7 @@ def similarity(
     if not set(sides) <= {"left", "right"}: raise ValueError(f"side {side!r}: expected 'left', 'right' or 'both'")
     names = [n for n in dict.fromkeys(itertools.chain.from_iterable(loras)) if modules is None or n in modules]
     if not names: raise ValueError("no module to compare: the adapters are empty, or `modules` names none of theirs")
+    if across_layers: return _across_layers(loras, names, kernel, sides, weighted)
     grams, missing = {}, {}
     for name in tqdm(names, desc="similarity", disable=not progress):
         updates = [lora.get(name) for lora in loras]
@@ -129,6 +132,15 @@ def similarity(
         if any(u is None for u in updates): missing[name] = [lora.name for lora, u in zip(loras, updates) if u is None]
     total = torch.stack([(modules[n] if modules else 1.0) * K for n, K in grams.items()]).sum(0)
     return Similarity(_normalized(total), grams, [lora.name for lora in loras], side, kernel, missing)
+
+def _across_layers(loras, names, kernel, sides, weighted):
+    "One kernel matrix over all (adapter, module) pairs"
+    points = {f"{lora.name}: {n}": lora[n] for lora in loras for n in names if n in lora}
+    for side in sides:
+        if len(widths := {u.up.shape[0] if side == "left" else u.down.shape[1] for u in points.values()}) > 1:
+            raise ValueError(f"modules of different width on the {side} side ({', '.join(map(str, sorted(widths)))}) lie in different spaces; name some of equal width in `modules`")
+    K = torch.stack([_module_gram(list(points.values()), s, kernel, weighted) for s in sides]).mean(0)
+    return Similarity(K, {}, list(points), "both" if len(sides) > 1 else sides[0], kernel, {})
 
 # %% ../nbs/04_cluster_merge.ipynb #2b7fa854
 @dataclass(frozen=True)
@@ -216,8 +228,8 @@ def cluster(
     null = max(_silhouettes(S, fit(S, normalized=normalized, random_state=random_state), ks, n_init=1)[0].max() for S in shuffles)
     return Clusters(_first_seen(labels[max(labels, key=lambda k: scores[k])]) if scores.max() >= null else np.zeros(N, int), scores, null)
 
-# %% ../nbs/04_cluster_merge.ipynb #da9e1e65
-class GrassmannKMeans:
+# %% ../nbs/04_cluster_merge.ipynb #9e86eb51
+class GrassmannKMeans(ClusterMixin, BaseEstimator):
     "k-means on a Grassmannian, or on a product of several, with chordal or Karcher centres"
     def __init__(self,
         n_clusters:int=8,
@@ -235,7 +247,6 @@ class GrassmannKMeans:
         return self
 
     def predict(self, X): return self.transform(X).argmin(1)
-    def fit_predict(self, X, y=None): return self.fit(X).labels_
     def transform(self, X): "Distances to the centres (N, n_clusters)"; return _squared_distances(_factors(X), self.cluster_centers_).sqrt().numpy()
 
     def _run(self, X, rng):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from loragrass.cluster_merge import MEANS, GrassmannKMeans, cluster, cluster_merge, compare, mean_lora, merge, similarity
 from loragrass.lora_io import LoRA, LoRAUpdate
 
@@ -133,7 +134,7 @@ def test_grassmann_kmeans_finds_planted_groups():
     for centers in ("chordal", "karcher"):
         model = GrassmannKMeans(3, centers=centers).fit(X)
         assert len({tuple(model.labels_[i::3]) for i in range(3)}) == 3 and all(len(set(model.labels_[i::3])) == 1 for i in range(3))
-        assert (model.predict(X) == model.labels_).all() and model.transform(X).shape == (30, 3)
+        assert (clone(model).fit_predict(X) == model.labels_).all() and (model.predict(X) == model.labels_).all() and model.transform(X).shape == (30, 3)
         assert model.inertia_ == pytest.approx(float((model.transform(X).min(1) ** 2).sum()), rel=1e-4)
 
 def test_no_group_is_lost_when_points_coincide():
