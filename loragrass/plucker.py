@@ -92,7 +92,7 @@ def _angles(X, Y):
     M = X.mT @ Y
     return torch.atan2(torch.linalg.svdvals(Y - X @ M).flip(-1), torch.linalg.svdvals(M))
 
-# %% ../nbs/00_plucker.ipynb #c360c3c8
+# %% ../nbs/00_plucker.ipynb #68924a3b
 @lru_cache(maxsize=32)
 def _subsets(n:int, k:int)->Tensor: # (C(n, k), k)
     "All k-subsets of range(n), in lexicographic order"
@@ -102,9 +102,10 @@ def _subsets(n:int, k:int)->Tensor: # (C(n, k), k)
 @lru_cache(maxsize=32)
 def _faces(n:int, k:int)->Tensor: # (C(n, k), k)
     "[I, a]: the place of I without its a-th element among the (k−1)-subsets"
-    I = _subsets(n, k)
-    binom = torch.tensor([[comb(n - 1 - c, k - 1 - j) for j in range(k - 1)] for c in range(n)], dtype=torch.int64).view(n, k - 1)
-    return torch.stack([comb(n, k - 1) - 1 - binom[J, torch.arange(k - 1)].sum(-1) for J in (torch.cat([I[:, :a], I[:, a+1:]], 1) for a in range(k))], 1)
+    I = _subsets(n, k).numpy()
+    later = np.array([[comb(n - 1 - c, k - 1 - j) for j in range(k - 1)] for c in range(n)], dtype=np.int64).reshape(n, k - 1)
+    place = [comb(n, k - 1) - 1 - later[np.delete(I, a, 1), range(k - 1)].sum(-1) for a in range(k)] # the combinatorial number system
+    return torch.from_numpy(np.stack(place, 1))
 
 # %% ../nbs/00_plucker.ipynb #0633a55d
 def plucker_embedding(
@@ -191,11 +192,11 @@ def plucker_inner_product(
     sign, logdet = torch.linalg.slogdet(M.double())
     return sign.to(M.dtype), logdet.to(M.dtype)
 
-# %% ../nbs/00_plucker.ipynb #b40e6920
+# %% ../nbs/00_plucker.ipynb #92874b85
 def expected_log_det2(
     n:int, # ambient dimension
     k:int, # subspace dimension
 )->float: # natural logarithm, ≤ 0
     "E log det(XᵀY)² of two independent uniformly random subspaces of Gr(k, n)"
-    i = torch.arange(k, dtype=torch.float64)
+    i = torch.arange(k, dtype=torch.float64, device="cpu")
     return float((torch.digamma((k - i) / 2) - torch.digamma((n - i) / 2)).sum())
