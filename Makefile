@@ -29,6 +29,11 @@ demo: setup
 test: setup
 	@.ci/test
 
+docs: $(VENV)/.docs
+	@$(BIN)/python docs/build.py && $(BIN)/python docs/check.py
+
+$(VENV)/.docs: | $(VENV)/.dev
+
 lab: setup
 	$(BIN)/jupyter lab nbs
 

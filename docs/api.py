@@ -1,5 +1,5 @@
-"What an exported cell defines, read from its source: signature, docstring and the comments beside the parameters (docments), as Markdown"
-import ast, copy, io, re, tokenize
+"What an exported cell defines, read from its source: signature, docstring and the comments beside the arguments (docments), as Markdown"
+import ast, copy, io, re, textwrap, tokenize
 
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
 
@@ -25,23 +25,23 @@ def signature(node, name):
         for arg in [*args.posonlyargs, *args.args, *args.kwonlyargs, *filter(None, [args.vararg, args.kwarg])]: arg.annotation = None
         text = re.sub(r"^(self|cls)(, (/, )?|$)", "", ast.unparse(args))
     else: text = ", ".join(n.target.id + (f"={ast.unparse(n.value)}" if n.value else "") for n in fields(node))
-    return f"{'class ' * isinstance(node, ast.ClassDef)}{name}({text})"
+    return "\n    ".join(textwrap.wrap(f"{'class ' * isinstance(node, ast.ClassDef)}{name}({text})", 84, break_long_words=False))
 
-def parameters(node):
+def arguments(node):
     "(name, type, line) of everything that a docment can stand beside"
     if not (fn := call(node)): return [(f"`{n.target.id}`", n.annotation, n.lineno) for n in fields(node)]
     a = fn.args
     starred = [*(("", arg) for arg in [*a.posonlyargs, *a.args]), ("*", a.vararg), *(("", arg) for arg in a.kwonlyargs), ("**", a.kwarg)]
     rows = [(f"`{star}{arg.arg}`", arg.annotation, arg.end_lineno) for star, arg in starred if arg and arg.arg not in ("self", "cls")]
-    return rows + ([("*returns*", fn.returns, fn.returns.end_lineno)] if fn.returns else [])
+    return rows + ([("returns", fn.returns, fn.returns.end_lineno)] if fn.returns else [])
 
 def table(node, source):
-    "What is said of the parameters and the result; empty where no comment says anything"
+    "What is said of the arguments and the result; empty where no comment says anything"
     notes = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
-    rows = parameters(node)
+    rows = arguments(node)
     last = {line: name for name, _, line in rows} # of several on one line, the last one owns the comment
     cells = [(name, f"`{ast.unparse(kind)}`" if kind else "", notes.get(line, "") if last[line] == name else "") for name, kind, line in rows]
     if not any(note for *_, note in cells): return ""
-    return "\n".join(["| | Type | |", "|---|---|---|", *(table_row(c) for c in cells)])
+    return "\n".join(["| Argument | Type | Meaning |", "|---|---|---|", *(table_row(c) for c in cells)])
 
 def table_row(cells): return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", c) for c in cells) + " |"

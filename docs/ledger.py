@@ -24,7 +24,7 @@ def parse(line, where):
     "The claim on this line of Markdown, or None; a line that looks like a claim and is none is an error"
     if m := CLAIM.fullmatch(line):
         return Claim(m[1], int(m[2]), m[3], m[4], m[5], where)
-    if re.match(r"\W*Claim\b.*\bVerdict\b|> ?\*\*Claim ", line):
+    if re.match(r"(>|\*\*)[\s>*_]*Claim [A-Z]?\d", line):
         raise ValueError(f"{where}: {line!r} is not a claim; expected one line like {FORM!r}, with a verdict that starts with true, false or not settled")
 
 def collect(notebooks):
@@ -34,18 +34,19 @@ def collect(notebooks):
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
         for line in "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").splitlines():
             if not (claim := parse(line, path)): continue
-            if claim.id in claims: raise ValueError(f"claim {claim.id} is in {claims[claim.id].where} and again in {path}; give each claim one verdict, in one place")
+            if claim.id in claims: raise ValueError(f"claim {claim.id} is in {claims[claim.id].where} and in {path}; a claim has one verdict, in one place")
             claims[claim.id] = claim
     letters = list(dict.fromkeys(c.letter for c in claims.values()))
     return sorted(claims.values(), key=lambda c: (letters.index(c.letter), c.number))
 
-def page(claims, links):
-    "The ledger as a MyST page; `links` gives the Markdown link to a claim's notebook"
+def page(claims):
+    "The ledger as Markdown"
     counts = {kind: sum(c.kind == kind for c in claims) for kind in ("true", "false", "not settled")}
-    rows = [[f"[{c.id}](#claim-{c.id.lower()})", c.text, f"**{c.verdict}", links(c.where)] for c in claims]
+    rows = [[f"[{c.id}](#claim-{c.id.lower()})", c.text, f"**{c.verdict}", f"[]({c.where.name})"] for c in claims]
     return "\n".join([
         "# Claims ledger", "",
-        "What papers and other code say about the geometry of LoRA, checked one by one. A claim's number leads to the lesson that checks it: a cell that fails when the verdict is no longer what the code shows.", "",
+        "What papers and other code say about the geometry of LoRA, checked one by one. A claim's number leads to the lesson that checks it:",
+        "a cell that fails when the verdict is no longer what the code shows.", "",
         f"{len(claims)} claims: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()) + " (*true* includes *true if …*).", "",
         "| Claim | What is said | Verdict | Page |", "|---|---|---|---|",
         *map(table_row, rows), ""])

@@ -1,0 +1,48 @@
+"README.md from nbs/index.ipynb: `python docs/readme.py` writes it, `--check` fails when it is not what the notebook says"
+import json, re, sys, tomllib
+from difflib import unified_diff
+from pathlib import Path
+
+from nbdev.config import nbpath2html
+
+ROOT = Path(__file__).resolve().parent.parent
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+SITE, BLOB = URLS["Documentation"], URLS["Repository"] + "/blob/main/"
+
+def absolute(link, folder):
+    "A link of the notebook, as it must stand on a code host and on PyPI: a page of the site, or a file of the repository"
+    url, _, anchor = link.partition("#")
+    if ":" in url or not url: return link
+    file = (folder / url).resolve()
+    if not file.exists(): raise ValueError(f"nbs/index.ipynb links to {link}, and {file} does not exist; links are relative to nbs/")
+    if file.suffix == ".ipynb": return SITE + nbpath2html(Path(file.name)).name + (f"#{anchor}" if anchor else "")
+    return BLOB + file.relative_to(folder.parent.resolve()).as_posix() + (f"#{anchor}" if anchor else "")
+
+def output(out):
+    "An output as Markdown; pictures are left to the site"
+    data = out.get("data", {})
+    if out.get("name") == "stderr" or "image/png" in data: return ""
+    if "text/markdown" in data: return "".join(data["text/markdown"])
+    text = "".join(out.get("text") or data.get("text/plain", "")).rstrip()
+    return text and f"```text\n{text}\n```"
+
+def readme(path):
+    "The README's text"
+    parts = ["<!-- Made from nbs/index.ipynb by docs/readme.py: edit the notebook. -->"]
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        directives = dict(m.groups() for m in re.finditer(r"^#\|\s*(\w+):?\s*(.*?)\s*$", source, re.M))
+        if cell["cell_type"] == "markdown": parts.append(re.sub(r"(?<=\]\()([^\s()]+)(?=\))", lambda m: absolute(m[1], path.parent), source))
+        if cell["cell_type"] != "code" or {"hide", "default_exp"} & directives.keys() or directives.get("include") == "false": continue
+        code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
+        if code and directives.get("echo") != "false": parts.append(f"```python\n{code}\n```")
+        if directives.get("output") != "false": parts += [text for text in map(output, cell["outputs"]) if text]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+def main(check=False):
+    target, text = ROOT / "README.md", readme(ROOT / "nbs" / "index.ipynb")
+    if not check: return target.write_text(text, encoding="utf-8")
+    if diff := list(unified_diff(target.read_text(encoding="utf-8").splitlines(), text.splitlines(), "README.md", "nbs/index.ipynb", lineterm="")):
+        sys.exit("\n".join(diff) + "\n\nREADME.md is not what nbs/index.ipynb says; run python docs/readme.py and commit it")
+
+if __name__ == "__main__": main(check="--check" in sys.argv[1:])
