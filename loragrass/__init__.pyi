@@ -16,3 +16,9 @@ from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
 from .report import html_report as html_report, score_groups as score_groups
 from .report import plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
+from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatError as LoRAFormatError, LoRAUpdate as LoRAUpdate
+from .formats import load as load, load_all as load_all
+from .writers import resize as resize, save as save
+from .features import Spectral as Spectral, Stats as Stats
+from .topic_lora import TopicLinear as TopicLinear
+from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
