@@ -4,21 +4,14 @@ from .kernels import distance as distance, pairwise_distances as pairwise_distan
 from .kernels import kernel_health as kernel_health, KernelDegenerateWarning as KernelDegenerateWarning
 from .karcher import Grassmann as Grassmann, GrassmannExact as GrassmannExact, KarcherMean as KarcherMean, NonUniqueMeanWarning as NonUniqueMeanWarning
 from .karcher import chordal_mean as chordal_mean, geodesic as geodesic, karcher_mean as karcher_mean
-from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
-from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge, GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora, merge as merge
 from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatError as LoRAFormatError, LoRAUpdate as LoRAUpdate
 from .formats import load as load, load_all as load_all
 from .writers import resize as resize, save as save
 from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
 from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge
 from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora, merge as merge
-from .topic_lora import TopicLinear as TopicLinear
-from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
-from .report import html_report as html_report, score_groups as score_groups
-from .report import plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
-from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatError as LoRAFormatError, LoRAUpdate as LoRAUpdate
-from .formats import load as load, load_all as load_all
-from .writers import resize as resize, save as save
 from .features import Spectral as Spectral, Stats as Stats
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
+from .report import html_report as html_report, score_groups as score_groups, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
+from .report import plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
