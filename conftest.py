@@ -31,12 +31,14 @@ class Notebook(pytest.File):
 
     def setup(self):
         from execnb.shell import CaptureShell
-        self.failed, self.shell = False, CaptureShell(self.path, mpl_format="png")
+        self.failed, self.shell, self.cwd = False, CaptureShell(self.path, mpl_format="png"), os.getcwd()
+        os.chdir(self.path.parent)
 
     def teardown(self):
         if self.config.getoption("save") and not self.failed: self.save()
         self.shell.run("import matplotlib.pyplot as plt; plt.close('all')")
         self.shell.close()
+        os.chdir(self.cwd)
 
     def save(self):
         from fastcore.nbio import read_nb, write_nb
@@ -48,10 +50,8 @@ class Notebook(pytest.File):
 class Cell(pytest.Item):
     def runtest(self):
         if self.parent.failed: pytest.skip("an earlier cell of this notebook failed")
-        here, shell = os.getcwd(), self.parent.shell
-        os.chdir(self.parent.path.parent)
-        try: outputs = shell.run(self.cell.source)
-        finally: os.chdir(here)
+        shell = self.parent.shell
+        outputs = shell.run(self.cell.source)
         if shell.exc: self.parent.failed = True; raise CellFailed(shell.prettytb(fname=self.parent.path))
         self.cell.ran = outputs
         if not (self.volatile or self.config.getoption("save")): compare_outputs(self.cell.get("outputs", []), outputs)
