@@ -5,7 +5,7 @@ from .kernels import kernel_health as kernel_health, KernelDegenerateWarning as 
 from .karcher import Grassmann as Grassmann, GrassmannExact as GrassmannExact, KarcherMean as KarcherMean, NonUniqueMeanWarning as NonUniqueMeanWarning
 from .karcher import chordal_mean as chordal_mean, geodesic as geodesic, karcher_mean as karcher_mean
 from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatError as LoRAFormatError, LoRAUpdate as LoRAUpdate
-from .formats import load as load, load_all as load_all
+from .formats import load as load, load_all as load_all, load_lora_dataset as load_lora_dataset
 from .writers import resize as resize, save as save
 from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
 from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge

@@ -80,18 +80,18 @@ class LoRAUpdate:
         W = self.scale * (up @ down)
         return (W.mT if self.transposed else W).reshape(self.weight_shape)
 
-# %% ../nbs/03_lora_io.ipynb #443979db
+# %% ../nbs/03_lora_io.ipynb #c0436838
 class Issue(NamedTuple):
     "Something about an adapter that its user should know"
-    code:str # E15, W1 … W6: see `03a_formats`
+    code:str # E15, W1 … W6: see `03c_formats`
     key:str # module or tensor that it is about, or ""
     text:str
 
-# %% ../nbs/03_lora_io.ipynb #2e88a137
+# %% ../nbs/03_lora_io.ipynb #165eb907
 class LoRA(Mapping[str, LoRAUpdate]):
     "One adapter: module name → `LoRAUpdate`"
     def __init__(self,
-        updates:Mapping[str, LoRAUpdate], # by canonical module name; may read from disk when asked (see `03a_formats`)
+        updates:Mapping[str, LoRAUpdate], # by canonical module name; may read from disk when asked (see `03c_formats`)
         name:str="", # for people; a file's stem
         path:str|Path|None=None, # where it was read
         format:str|None=None, # kohya | diffusers | peft | …; what `save` goes back to
@@ -109,7 +109,8 @@ class LoRA(Mapping[str, LoRAUpdate]):
     def __iter__(self): return iter(self.updates)
     def __len__(self): return len(self.updates)
     def __contains__(self, module): return module in self.updates
-    __hash__, __eq__ = object.__hash__, object.__eq__ # a value with tensors inside is compared by identity
+    def __eq__(self, other): return self is other # tensors inside: compared by identity
+    def __hash__(self): return id(self)
 
     def peek(self, module:str)->LoRAUpdate:
         "The update, on the meta device where reading its numbers would cost: shapes, dtype and scale only"
@@ -118,7 +119,7 @@ class LoRA(Mapping[str, LoRAUpdate]):
     @cached_property
     def shapes(self)->dict[str, tuple]:
         "Module → (m, n) of its update, without reading numbers"
-        return {m: (u.up.shape[0], u.down.shape[1]) for m in self for u in [self.peek(m)]}
+        return getattr(self.updates, "shapes", None) or {m: (len(u.up), u.down.shape[1]) for m, u in self.items()}
 
     def to_frame(self):
         "A data frame with one row a module; reads all of them, one at a time"
@@ -207,12 +208,12 @@ def _shapes_differ(module, a, b):
     return LoRAFormatError(f"{module}: shapes differ between adapters: {a.name or 'one'} {am} × {an}, {b.name or 'another'} {bm} × {bn}. "
                            f"These LoRAs are for different base models ({a.arch}, {b.arch})", a.path, module, "E7")
 
-# %% ../nbs/03_lora_io.ipynb #e43b8195
+# %% ../nbs/03_lora_io.ipynb #83315ebc
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 
 # what `limits={...}` may raise
-LIMITS = {"header": 32 << 20, "tensors": 100_000, "metadata": 1 << 20, "config": 1 << 20, "file": 8 << 30, "dim": 1 << 20, "ndim": 5, "rank": 4096, "files": 10_000}
+LIMITS = {"header": 32 << 20, "tensors": 100_000, "metadata": 1 << 20, "config": 1 << 20, "file": 8 << 30, "dim": 1 << 20, "ndim": 5, "rank": 4096, "numbers": 1 << 26, "files": 10_000}
 
 class Entry(NamedTuple):
     "Where a tensor lies in its file"
@@ -282,13 +283,13 @@ def _header(f, path, limits):
     if end < size: fail(f"header promises {end - 8 - n:,} bytes of tensors, file has {size - 8 - n:,}: what follows belongs to no tensor", "E2")
     return entries, {k: v for k, v in metadata.items() if k not in dropped}, dropped
 
-# %% ../nbs/03_lora_io.ipynb #992908de
+# %% ../nbs/03_lora_io.ipynb #c664eabc
 def _entry(key, value, offset, limits, fail):
     "One line of the header, every claim checked"
-    if re.search(r"[\x00-\x1f/\\]", key): fail(f"{key!r} is no name of a tensor: it holds path or control characters", key=key)
+    if len(key) > 256 or re.search(r"[\x00-\x1f/\\]", key): fail(f"{key[:256]!r} is no name of a tensor: it is too long, or holds path or control characters", key=key)
     match value:
         case {"dtype": str(name), "shape": [*shape], "data_offsets": [int(start), int(end)], **more} if not more and all(type(d) is int for d in shape): pass
-        case _: fail(f"{key}: expected dtype, shape and data_offsets, got {str(value)[:100]}", key=key)
+        case _: return fail(f"{key}: expected dtype, shape and data_offsets, got {str(value)[:100]}", key=key)
     if name not in DTYPES: fail(f"{key}: dtype {name} is unknown; known are {', '.join(DTYPES)}", key=key)
     if len(shape) > limits["ndim"]: fail(f"{key}: {len(shape)} dimensions are over the limit of {limits['ndim']}; raise it with limits={{'ndim': …}}", "E14", key)
     if max(shape, default=1) > limits["dim"]: fail(f"{key} of shape {shape} is over the limit of {limits['dim']:,} a dimension; raise it with limits={{'dim': …}}", "E14", key)
