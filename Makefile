@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export MPLBACKEND ?= agg
 METADATA := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: setup demo test docs bench lab hooks lock clean
+.PHONY: setup demo test docs outputs bench lab hooks lock
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev
@@ -24,7 +24,7 @@ $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(METADATA)
 	@touch $@
 
 demo: setup
-	@$(BIN)/python -m loragrass.demo _demo
+	@$(BIN)/loragrass demo -o _demo
 
 test: setup
 	@.ci/test
@@ -33,6 +33,14 @@ docs: $(VENV)/.docs
 	@$(BIN)/python docs/build.py && $(BIN)/python docs/check.py
 
 $(VENV)/.docs: | $(VENV)/.dev
+
+outputs: setup
+	$(BIN)/pytest nbs --save
+	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
+	$(BIN)/python docs/readme.py
+
+bench: setup
+	@mkdir -p _bench && for b in bench/[!c]*.py; do echo "$$b" && $(BIN)/python "$$b" | tee "_bench/$$(basename "$$b" .py).md"; done
 
 lab: setup
 	$(BIN)/jupyter lab nbs
