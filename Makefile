@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export MPLBACKEND ?= agg
 METADATA := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: setup demo test docs outputs bench lab hooks lock
+.PHONY: setup demo test outputs docs bench lab hooks lock dist
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev
@@ -29,15 +29,13 @@ demo: setup
 test: setup
 	@.ci/test
 
+outputs: setup
+	pytest nbs --save && nbdev-export && nbdev-clean && python docs/readme.py
+
 docs: $(VENV)/.docs
 	@$(BIN)/python docs/build.py && $(BIN)/python docs/check.py
 
 $(VENV)/.docs: | $(VENV)/.dev
-
-outputs: setup
-	$(BIN)/pytest nbs --save
-	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
-	$(BIN)/python docs/readme.py
 
 bench: setup
 	@mkdir -p _bench && for b in bench/[!c]*.py; do echo "$$b" && $(BIN)/python "$$b" | tee "_bench/$$(basename "$$b" .py).md"; done
@@ -50,3 +48,7 @@ hooks: setup
 
 lock: setup
 	UV_FIND_LINKS= $(BIN)/uv pip compile -q --universal --python-version 3.11 --extra dev --extra docs -c constraints.in -o constraints.txt pyproject.toml
+
+dist: setup
+	@test -z "$$TAG" || test "$$TAG" = "v$$(sed -n 's/^version = //p' settings.ini)" || { echo "the tag $$TAG is not the version in settings.ini"; exit 1; }
+	rm -rf dist && UV_FIND_LINKS="$$PIP_FIND_LINKS" uv build -q -o dist && uvx -q twine check --strict dist/*
