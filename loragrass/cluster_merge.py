@@ -6,7 +6,7 @@ Docs: https://loragrass.github.io/loragrass/cluster_merge.html.md"""
 
 # %% auto #0
 __all__ = ['METHODS', 'MEANS', 'compare', 'Similarity', 'similarity', 'Clusters', 'cluster', 'GrassmannKMeans', 'subspaces',
-           'Merged', 'mean_lora', 'merge', 'ClusterMerge', 'cluster_merge', 'SharedInitWarning']
+           'Merged', 'mean_lora', 'ClusterMerge', 'cluster_merge', 'SharedInitWarning']
 
 # %% ../nbs/04_cluster_merge.ipynb #1b4c7581
 import itertools, math, warnings
@@ -307,11 +307,12 @@ def _kmeans(loras, sim, n_clusters, side="left", random_state=0):
     k = int(n_clusters) if n_clusters != "auto" else int(cluster(sim, random_state=random_state).labels.max()) + 1
     return Clusters(_first_seen(GrassmannKMeans(k, random_state=random_state).fit_predict(subspaces(loras, side))))
 
-# %% ../nbs/04_cluster_merge.ipynb #e9a99c3d
+# %% ../nbs/04_cluster_merge.ipynb #d8acdb3e
 class _Cores(NamedTuple):
     left: Tensor # Q_B (m, p)
     M: Tensor # (N, p, q): ΔWᵢ = left Mᵢ rightᵀ
     right: Tensor # Q_A (n, q)
+    updates: Sequence = () # as they came, for a rule that looks at raw factors
 
 def _cores(updates):
     "All updates of one module in one pair of bases, float64; an absent update is zero"
@@ -320,22 +321,21 @@ def _cores(updates):
     Q_A, R_A = torch.linalg.qr(torch.cat([u.down.double() for u in here]).mT)
     blocks = iter(zip(R_B.split([u.up.shape[1] for u in here], 1), R_A.split([u.up.shape[1] for u in here], 1)))
     zero = R_B.new_zeros(R_B.shape[0], R_A.shape[0])
-    return _Cores(Q_B, torch.stack([zero if u is None else (lambda b, a: b @ a.mT)(*next(blocks)) for u in updates]), Q_A)
+    return _Cores(Q_B, torch.stack([zero if u is None else (lambda b, a: b @ a.mT)(*next(blocks)) for u in updates]), Q_A, updates)
 
-# %% ../nbs/04_cluster_merge.ipynb #0daaaccf
+# %% ../nbs/04_cluster_merge.ipynb #7813b5eb
 def _sum(cores, weights, rank): return torch.einsum("i,ipq->pq", weights, cores.M)
 
 def _subspace_mean(mean):
     def rule(cores, weights, rank):
-        U, S, Vh = torch.linalg.svd(cores.M[weights != 0], full_matrices=False)
-        w = weights[weights != 0]
-        if (w < 0).any(): raise ValueError("means of subspaces need weights ≥ 0; for negative weights take method 'svd' or 'cat'")
+        U, S, Vh = torch.linalg.svd(cores.M, full_matrices=False)
+        if (weights < 0).any(): raise ValueError("means of subspaces need weights ≥ 0; for negative weights take method 'svd' or 'cat'")
         keep = [int((s > 1e-5 * s[0]).sum()) if s[0] > 0 else 0 for s in S]
         sides = []
         for X in (U, Vh.mT):
             points = [x[:, :k] for x, k in zip(X, keep) if k]
             live = torch.tensor([k > 0 for k in keep])
-            sides.append(mean(points, w[live] / w[live].sum(), min(rank, sum(keep), X.shape[1])) if points else X[0, :, :0])
+            sides.append(mean(points, weights[live] / weights[live].sum(), min(rank, sum(keep), X.shape[1])) if points else X[0, :, :0])
         Ub, Vb = sides
         return Ub @ (Ub.mT @ _sum(cores, weights, rank) @ Vb) @ Vb.mT
     return rule
@@ -347,7 +347,7 @@ MEANS = {
     "chordal": _subspace_mean(lambda points, w, k: chordal_mean(points, w, k=k)), # extrinsic mean
 }
 
-# %% ../nbs/04_cluster_merge.ipynb #39bb2f76
+# %% ../nbs/04_cluster_merge.ipynb #f72bd154
 @dataclass(frozen=True)
 class Merged:
     "An adapter in the place of several, and how good it is"
@@ -363,43 +363,102 @@ def _truncate(M, rank, rtol=1e-5):
     r = max(1, min(rank, int((S > rtol * S[0]).sum())))
     return U[:, :r] * S[:r].sqrt(), S[:r].sqrt()[:, None] * Vh[:r]
 
-def _merge_module(updates, weights, method, rank, rescale):
-    "(up, down, squared norms: error, exact sum, kept energy, energy)"
-    cores = _cores(updates)
-    exact = _sum(cores, weights, rank)
-    L, R = _truncate(MEANS[method](cores, weights, rank), rank if method != "cat" else min(exact.shape))
-    error = (L @ R - exact).square().sum()
-    P, Q = torch.linalg.qr(L).Q, torch.linalg.qr(R.mT).Q
-    norms = cores.M.square().sum((1, 2))
-    kept = (P.mT @ cores.M @ Q).square().sum((1, 2))
-    if rescale == "norm":
-        factor = (weights.abs() @ norms.sqrt() / weights.abs().sum() / (L @ R).norm().clamp_min(1e-300)).sqrt()
-        L, R = L * factor, factor * R
-    return cores.left @ L, R @ cores.right.mT, torch.stack([error, exact.square().sum(), weights.abs() @ kept, weights.abs() @ norms])
+class _Part(NamedTuple):
+    "One module's result; the squares of norms"
+    up: Tensor # (m, r) balanced: its columns and the rows of `down` have equal norms
+    down: Tensor # (r, n)
+    error: Tensor # of result − exact weighted sum
+    exact: Tensor # of that sum
+    kept: Tensor # (N,) of the members, inside the result's subspaces
+    norms: Tensor # (N,) of the members
 
-# %% ../nbs/04_cluster_merge.ipynb #a6cc861a
-def _combine(loras, weights, method, rank, rescale, name, progress=False):
-    "The adapter Σ wᵢ ΔWᵢ by a method of `MEANS`"
-    if method not in MEANS: raise ValueError(f"method {method!r}: expected one of {', '.join(MEANS)}")
+def _by_cores(updates, weights, rule, rank):
+    "A rule on the cores; it gives a core matrix, or a `_Cores` with one `M` in bases of its own"
+    cores = _cores(updates)
+    exact = torch.einsum("i,ipq->pq", weights, cores.M)
+    out = rule(cores, weights, rank) if cores.M.any() else exact
+    own = isinstance(out, _Cores)
+    L, R = _truncate(out.M if own else out, rank)
+    up, down = (out if own else cores).left @ L, R @ (out if own else cores).right.mT
+    outside = 0.0
+    if own: # what lies in the members' bases, and by Pythagoras what does not
+        whole, L, R = (L @ R).square().sum(), cores.left.mT @ up, down @ cores.right
+        outside = (whole - (L @ R).square().sum()).clamp_min(0)
+    P, Q = torch.linalg.qr(L).Q, torch.linalg.qr(R.mT).Q
+    return _Part(up, down, (L @ R - exact).square().sum() + outside, exact.square().sum(), (P.mT @ cores.M @ Q).square().sum((1, 2)), cores.M.square().sum((1, 2)))
+
+# %% ../nbs/04_cluster_merge.ipynb #7b9161ed
+def _by_gram(updates, weights, rank, tol=1e-10):
+    "The best rank-r approximation of the weighted sum; `None` where the stacked B's are too ill-conditioned for it"
+    here = [i for i, u in enumerate(updates) if u is not None]
+    up, down = torch.cat([updates[i].up for i in here], 1).double(), torch.cat([updates[i].down for i in here]).double()
+    ranks = torch.tensor([updates[i].up.shape[1] for i in here])
+    scales = up.new_zeros(len(updates), len(ranks)) # (N, present), then (N, K): which column is whose, times its scale
+    scales[here, range(len(here))] = up.new_tensor([updates[i].scale for i in here])
+    scales = scales.repeat_interleave(ranks.to(up.device), 1)
+    G, H = up.mT @ up, down @ down.mT
+    b = G.diagonal().sqrt()
+    L, failed = torch.linalg.cholesky_ex(G / (b * b[:, None]))
+    if failed or not (b > 0).all() or rank >= len(b): return None
+    T = L.mT * (b * (weights @ scales))
+    S2, U = torch.linalg.eigh(T @ H @ T.mT)
+    r = max(1, min(rank, int((S2 > 1e-10 * S2[-1]).sum())))
+    s, U = S2[-r:].flip(0).clamp_min(1e-300).sqrt(), U[:, -r:].flip(1)
+    Q = up @ (torch.linalg.solve_triangular(L.mT, U, upper=True) / b[:, None])
+    if (Q.mT @ Q - torch.eye(r, dtype=Q.dtype, device=Q.device)).abs().max() > tol: return None
+    inner = lambda X: (scales @ X * scales).sum(1) # sums over each member's block
+    Y, Z = U.mT @ L.mT * b, H @ T.mT @ U / s # QᵀB, and A times the right singular vectors
+    exact = S2.clamp_min(0).sum()
+    return _Part(Q * s.sqrt(), U.mT @ T @ down / s.sqrt()[:, None], (exact - s.square().sum()).clamp_min(0), exact, inner((Y.mT @ Y) * (Z @ Z.mT)), inner(G * H))
+
+# %% ../nbs/04_cluster_merge.ipynb #77830e80
+def _agreement(updates):
+    "Weights ∝ max(0, mean cosine with the others), of sum 1; uniform where nobody agrees"
+    flat = _cores(updates).M.flatten(1)
+    unit = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    w = (unit @ unit.sum(0) - unit.square().sum(1)).clamp_min(0)
+    return w / w.sum() if w.sum() > 1e-12 else torch.full_like(w, 1 / len(w))
+
+def _merge_module(updates, weights, rule, rank, rescale):
+    "(up, down, squared norms: error, exact sum, kept energy, energy)"
+    part = (_by_gram(updates, weights, rank) if rule is _sum else None) or _by_cores(updates, weights, rule, rank)
+    up, down, w = part.up, part.down, weights.abs()
+    if rescale == "norm":
+        factor = (w @ part.norms.sqrt() / w.sum() / up.square().sum(0).norm().clamp_min(1e-300)).sqrt()
+        up, down = up * factor, factor * down
+    return up, down, torch.stack([part.error, part.exact, w @ part.kept, w @ part.norms])
+
+# %% ../nbs/04_cluster_merge.ipynb #b27d9e2a
+def _combine(loras, weights, rule, rank, rescale, name, progress=False):
+    "The adapter that a rule(cores, weights, rank) makes of N adapters, module by module; one of weight 0 is not there"
     if rescale not in ("none", "norm"): raise ValueError(f"rescale {rescale!r}: expected 'none' or 'norm'")
-    loras, weights, notes = list(loras), torch.as_tensor(weights, dtype=torch.float64), []
-    if len(weights) != len(loras): raise ValueError(f"{len(weights)} weights for {len(loras)} adapters")
+    if not (rank is None or rank == "sum" or rank >= 1): raise ValueError(f"rank {rank!r}: expected None (the largest of the inputs'), 'sum' (not cut) or a number ≥ 1")
+    loras, notes = list(loras), []
+    if isinstance(weights, str):
+        if weights != "agreement": raise ValueError(f"weights {weights!r}: expected numbers or 'agreement'")
+    else:
+        weights = torch.as_tensor(weights, dtype=torch.float64)
+        if len(weights) != len(loras): raise ValueError(f"{len(weights)} weights for {len(loras)} adapters")
+        if not weights.isfinite().all() or not weights.any(): raise ValueError(f"weights {weights.tolist()}: expected finite numbers, not all 0")
+        loras, weights = [lora for lora, w in zip(loras, weights) if w], weights[weights != 0]
     updates, rows, totals, doubtful = {}, {}, torch.zeros(4, dtype=torch.float64), []
-    for module in tqdm(list(dict.fromkeys(itertools.chain.from_iterable(loras))), desc=f"merge ({method})", disable=not progress):
+    for module in tqdm(list(dict.fromkeys(itertools.chain.from_iterable(loras))), desc="merge", disable=not progress):
         members = [lora.get(module) for lora in loras]
         _check_shapes(module, members, loras)
         present = [u for u in members if u is not None]
         if lacking := [lora.name for lora, u in zip(loras, members) if u is None]: notes.append(f"{module} is missing in {', '.join(lacking)}: counts as zero")
+        ranks = [u.up.shape[1] for u in present]
+        w = _agreement(members) if isinstance(weights, str) else weights
         with warnings.catch_warnings(record=True) as caught: # dozens of modules, one note
             warnings.simplefilter("always", NonUniqueMeanWarning)
-            up, down, parts = _merge_module(members, weights, method, rank or max(u.up.shape[1] for u in present), rescale)
+            up, down, parts = _merge_module(members, w, rule, sum(ranks) if rank == "sum" else rank or max(ranks), rescale)
         if caught: doubtful.append(module)
         updates[module] = replace(present[0], up=up.float(), down=down.float(), scale=1.0)
-        rows[module] = {"shape": tuple(present[0].weight_shape), "rank": up.shape[1],
+        rows[module] = {"shape": tuple(present[0].weight_shape), "rank": up.shape[1], "weights": [round(x, 3) for x in w.tolist()],
                         "rel_error": _ratio(parts[0], parts[1]) ** 0.5, "energy": _ratio(parts[2], parts[3])}
-        totals += parts
+        totals += parts.cpu()
     if extra := [lora.name for lora in loras if lora.passthrough]: notes.append(f"left out: the tensors beside the low-rank updates of {', '.join(extra)}")
-    if doubtful: notes.append(f"the {method} mean may be one of several at {len(doubtful)} of {len(updates)} modules, {doubtful[0]} the first: see NonUniqueMeanWarning")
+    if doubtful: notes.append(f"the Karcher mean may be one of several at {len(doubtful)} of {len(updates)} modules, {doubtful[0]} the first: see NonUniqueMeanWarning")
     first = loras[0]
     merged = LoRA(updates, name=name, format=first.format, arch=first.arch, metadata=first.metadata, config=first.config)
     per_module = pd.DataFrame.from_dict(rows, orient="index").rename_axis("module")
@@ -409,30 +468,21 @@ def _ratio(a, b): return float(a / b) if b > 0 else 0.0
 
 def mean_lora(
     loras:Sequence[LoRA], # N adapters of one base model
-    weights:Sequence[float]|None=None, # (N,) normalised to sum 1; default uniform
+    weights:Sequence[float]|str|None=None, # (N,) normalised to sum 1; default uniform; "agreement": by mean cosine with the others, per module
     method:str="svd", # "svd", "cat", "karcher" or "chordal"
-    rank:int|None=None, # of the result; default: the largest of the inputs', module by module
+    rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
     name:str="mean",
     progress:bool=False,
 )->Merged:
     "The mean of several adapters"
-    w = torch.as_tensor([1.0] * len(loras) if weights is None else weights, dtype=torch.float64)
     if not len(loras): raise ValueError("a mean of no adapters: pass at least one")
-    if not w.isfinite().all() or w.sum().abs() < 1e-12: raise ValueError(f"weights {w.tolist()} do not sum to a number other than 0")
-    return _combine(loras, w / w.sum(), method, rank, rescale, name, progress)
-
-def merge(
-    loras:Sequence[LoRA], # N adapters of one base model
-    weights:Sequence[float], # (N,) as given: ΣwᵢΔWᵢ, what a client computes that loads them side by side
-    method:str="svd",
-    rank:int|None=None, # default: the largest of the inputs', module by module
-    rescale:str="none",
-    name:str="merged",
-    progress:bool=False,
-)->Merged:
-    "Several adapters in one, with weights as given"
-    return _combine(loras, weights, method, rank, rescale, name, progress)
+    if method not in MEANS: raise ValueError(f"method {method!r}: expected one of {', '.join(MEANS)}")
+    if not isinstance(weights, str):
+        w = torch.as_tensor([1.0] * len(loras) if weights is None else weights, dtype=torch.float64)
+        if not w.isfinite().all() or w.sum().abs() < 1e-12: raise ValueError(f"weights {w.tolist()} do not sum to a number other than 0")
+        weights = w / w.sum() # type: ignore[assignment]
+    return _combine(loras, weights, MEANS[method], "sum" if method == "cat" else rank, rescale, name, progress)
 
 # %% ../nbs/04_cluster_merge.ipynb #8b837660
 def _aligned(labels, reference):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from loragrass.cluster_merge import MEANS, GrassmannKMeans, cluster, cluster_merge, compare, mean_lora, merge, similarity
+from loragrass.cluster_merge import MEANS, GrassmannKMeans, cluster, cluster_merge, compare, mean_lora, similarity
 from loragrass.lora_io import LoRA, LoRAUpdate
 
 def adapter(seed, ranks=(3, 2), shapes=((12, 9), (7, 9)), name=""):
@@ -43,8 +43,8 @@ class TestMeans:
         close(mean_lora([a, b, c], [1, 2, 3], method=method).lora, mean_lora([c, a, b], [3, 1, 2], method=method).lora, 1e-4)
     def test_full_rank_is_the_dense_sum(self, method):
         a, b = adapter(1, (2, 2)), adapter(2, (1, 2))
-        merged = merge([a, b], [0.7, 0.4], method=method, rank=4).lora
-        for m in a: torch.testing.assert_close(merged[m].dense(), 0.7 * a[m].dense() + 0.4 * b[m].dense(), rtol=1e-4, atol=1e-4)
+        merged = mean_lora([a, b], [0.7, 0.3], method=method, rank="sum").lora
+        for m in a: torch.testing.assert_close(merged[m].dense(), 0.7 * a[m].dense() + 0.3 * b[m].dense(), rtol=1e-4, atol=1e-4)
     def test_zero_update(self, method):
         a = adapter(1)
         zero = LoRA({m: replace(u, up=torch.zeros_like(u.up)) for m, u in a.items()}, name="zero")
@@ -88,7 +88,9 @@ def test_missing_modules_count_as_zero_and_are_named():
     (lambda: cluster(torch.eye(4), 5), "1 … 4"),
     (lambda: cluster(-torch.ones(4, 4)), "≥ 0"),
     (lambda: GrassmannKMeans(3).fit(torch.zeros(2, 4, 1)), "1 … 2"),
-    (lambda: merge([adapter(1), adapter(2)], [1, -1], method="karcher"), "weights ≥ 0"),
+    (lambda: mean_lora([adapter(1), adapter(2)], [2, -1], method="karcher"), "weights ≥ 0"),
+    (lambda: mean_lora([adapter(1)], weights="votes"), "'agreement'"),
+    (lambda: mean_lora([adapter(1)], rank=0), "a number ≥ 1"),
 ])
 def test_errors_say_what_came_and_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message): call()

@@ -1,0 +1,255 @@
+"Laws of every rule at once, and each rule against its published definition on dense toys"
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+from loragrass.cluster_merge import _by_cores, _by_gram, _sum, mean_lora
+from loragrass.lora_io import LoRA, LoRAUpdate
+from loragrass.merging import RULES, merge
+
+pytestmark = pytest.mark.filterwarnings("ignore::loragrass.karcher.NonUniqueMeanWarning") # random subspaces have many Karcher means
+M, N_IN, R = 14, 11, 2
+DENSITY = {m: {"density": 1.0} for m, rule in RULES.items() if "density" in inspect.signature(rule.combine).parameters}
+RANDOM, SPECTRA = {"dare", "dare_ties"}, {"tsv", "iso", "tsv_iso"}
+
+def update(seed, r=R, scale=0.5):
+    g = torch.Generator().manual_seed(seed)
+    return LoRAUpdate(torch.randn(M, r, generator=g, dtype=torch.float64), torch.randn(r, N_IN, generator=g, dtype=torch.float64), scale, (M, N_IN))
+
+def adapter(seed, r=R, **kwargs): return LoRA({"m": update(seed, r, **kwargs)}, name=f"a{seed}")
+def gauged(lora, seed=0):
+    G = torch.randn(lora["m"].up.shape[1], lora["m"].up.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return LoRA({"m": replace(lora["m"], up=lora["m"].up @ G, down=torch.linalg.solve(G, lora["m"].down))}, name=lora.name)
+def scaled(lora, c): return LoRA({"m": replace(lora["m"], scale=c * lora["m"].scale)}, name=lora.name)
+def dense(lora): return lora["m"].dense().double()
+def close(x, y, tol=2e-6): # results are float32
+    x, y = (t if isinstance(t, torch.Tensor) else dense(t) for t in (x, y))
+    assert float((x - y).norm()) <= tol * max(1.0, float(y.norm()))
+def run(loras, w, method, **kwargs): return merge(loras, w, method, **{**DENSITY.get(method, {}), **kwargs}).lora
+
+abc = [adapter(1), adapter(2), adapter(3)]
+
+@pytest.mark.parametrize("method", RULES)
+class TestEveryRule:
+    def test_weight_zero_is_absent(self, method): close(run(abc, [0, 0.7, 0], method), run(abc[1:2], [0.7], method))
+    def test_weights_are_homogeneous(self, method): close(run(abc, [2, 1, 4], method), 2 * dense(run(abc, [1, 0.5, 2], method)))
+    def test_order(self, method):
+        if method in RANDOM: pytest.skip("draws in order")
+        close(run(abc, [1, 2, 3], method), run(abc[::-1], [3, 2, 1], method), 1e-5)
+    def test_gauge(self, method):
+        other = run([gauged(a, i) for i, a in enumerate(abc)], [1, 2, 3], method)
+        if RULES[method].raw: assert float((dense(other) - dense(run(abc, [1, 2, 3], method))).norm()) > 1e-2
+        else: close(other, run(abc, [1, 2, 3], method), 1e-5)
+    def test_rescale(self, method):
+        norms = torch.tensor([float(a["m"].norm()) for a in abc])
+        assert float(dense(run(abc, [1, 2, 1], method, rescale="norm")).norm()) == pytest.approx(float(norms @ torch.tensor([1, 2, 1.]) / 4), rel=1e-5)
+    def test_rank(self, method):
+        assert run(abc, [1, 1, 1], method, rank=1)["m"].up.shape[1] <= (6 if method == "cat" else 1)
+        assert run(abc, [1, 1, 1], method)["m"].up.shape[1] <= (6 if method == "cat" else 2)
+    def test_missing_and_zero(self, method):
+        zero, other = LoRA({"m": replace(update(5), up=torch.zeros(M, R))}, name="zero"), LoRA({"x": update(4)}, name="other")
+        merged = merge([abc[0], zero, other, abc[1]], [1, 1, 1, 1], method)
+        assert all(t.isfinite().all() for u in merged.lora.values() for t in (u.up, u.down)) and any("missing" in n for n in merged.notes)
+        assert not dense(merge([zero, zero], [1, 1], method).lora).any()
+    def test_same_seed_same_bytes(self, method): assert torch.equal(*(merge(abc, [1, 1, 1], method).lora["m"].up for _ in range(2)))
+    def test_rel_error_is_of_the_exact_sum(self, method):
+        exact, merged = sum(w * dense(a) for w, a in zip((1, 2, 3), abc)), merge(abc, [1, 2, 3], method)
+        assert merged.rel_error == pytest.approx(float((dense(merged.lora) - exact).norm() / exact.norm()), rel=1e-4, abs=1e-6)
+        assert 0 <= merged.energy <= 1 + 1e-9
+
+@pytest.mark.parametrize("method", sorted(set(RULES) - {"iso", "tsv_iso"}))
+def test_one_adapter_is_itself(method): close(run(abc[:1], [1], method), abc[0], 1e-5)
+
+@pytest.mark.parametrize("method", sorted(set(RULES) - SPECTRA - {"pico"})) # TSV and Pico take what is shared for interference
+def test_copies_add_their_weights(method): close(run([abc[0]] * 3, [1, 0.5, 2], method), 3.5 * dense(abc[0]), 1e-5)
+
+@pytest.mark.parametrize("method", ["iso", "tsv_iso"])
+def test_an_isotropic_adapter_stays(method):
+    U, V = (torch.linalg.qr(torch.randn(n, R, dtype=torch.float64, generator=torch.Generator().manual_seed(n))).Q for n in (M, N_IN))
+    a = LoRA({"m": LoRAUpdate(3 * U, V.mT, 1.0, (M, N_IN))})
+    close(run([a], [1], method), a)
+    if method == "iso": close(run([a, a], [1, 2], method), 3 * dense(a))
+
+LINEAR = ["svd", "cat", "karcher", "chordal", "chordal_s", "hosvd", "tucker"] # the core is the least-squares one
+@pytest.mark.parametrize("method", LINEAR)
+def test_uncut_is_the_dense_sum(method): close(run(abc, [0.7, 0.4, 1.5], method, rank="sum"), sum(w * dense(a) for w, a in zip((0.7, 0.4, 1.5), abc)))
+
+@pytest.mark.parametrize("method", ["svd", "cat", "ties", "dare", "tsv", "iso", "robust"])
+def test_negative_weights_subtract(method):
+    a = scaled(abc[0], -1)
+    if RULES[method].raw: close(run(abc, [1, -1, 2], method), -dense(run(abc, [-1, 1, -2], method)))
+    else: close(run([a, *abc[1:]], [-1, 2, 1], method, rank="sum"), run(abc, [1, 2, 1], method, rank="sum"))
+
+def best(X, r): U, S, Vh = torch.linalg.svd(X); return U[:, :r] * S[:r] @ Vh[:r]
+def test_svd_is_the_best_of_its_rank(): close(run(abc, [1, -2, 3], "svd", rank=3), best(dense(abc[0]) - 2 * dense(abc[1]) + 3 * dense(abc[2]), 3))
+
+# --- published definitions, densely
+
+def trimmed(X, density):
+    k = int(density * X[0].numel())
+    return torch.stack([x * (x.abs() >= x.abs().flatten().sort().values[-k]) for x in X])
+def elected(X, w): # Yadav et al. 2023, entry by entry
+    out = torch.zeros_like(X[0])
+    for i in range(X.shape[1]):
+        for j in range(X.shape[2]):
+            x = [(a * float(X[n, i, j]), abs(a)) for n, a in enumerate(w)]
+            total = sum(v for v, _ in x)
+            same = [(v, a) for v, a in x if v * total > 0]
+            if same: out[i, j] = sum(abs(a) for a in w) * sum(v for v, _ in same) / sum(a for _, a in same)
+    return out
+
+W, w = torch.stack([dense(a) for a in abc]), [1.0, 0.5, 2.0]
+
+def test_ties_is_knots():
+    U, S, Vh = torch.linalg.svd(torch.cat(list(W), 1), full_matrices=False) # Stoica et al. 2025: SVD of the updates side by side
+    U, sV = U[:, :6], S[:6, None] * Vh[:6]
+    close(merge(abc, w, "ties", rank="sum", density=0.3).lora, U @ elected(trimmed(torch.stack(sV.split(N_IN, 1)), 0.3), w))
+
+def test_ties_is_core_ties():
+    def balanced(X): U, S, Vh = torch.linalg.svd(X); return U[:, :R] * S[:R].sqrt(), S[:R, None].sqrt() * Vh[:R]
+    B, A = zip(*map(balanced, W))
+    U, V = torch.linalg.svd(torch.cat(B, 1), full_matrices=False)[0], torch.linalg.svd(torch.cat(A), full_matrices=False)[2].mT # Panariello et al. 2025, eq. 5
+    close(merge(abc, w, "ties", rank="sum", density=0.3, coordinates="core").lora, U @ elected(trimmed(U.mT @ W @ V, 0.3), w) @ V.mT)
+
+def test_ties_of_equal_signs_keeping_all_is_the_sum():
+    close(run([scaled(abc[0], c) for c in (1, 2, 3)], w, "ties", rank="sum"), 8 * dense(abc[0]))
+
+@pytest.mark.parametrize("coordinates", ["left", "core"])
+def test_dare_is_unbiased_with_its_variance(coordinates):
+    n, p = 200, 0.4
+    X = torch.stack([dense(merge(abc, w, "dare", rank="sum", density=p, coordinates=coordinates, random_state=i).lora) for i in range(n)])
+    off = (X.mean(0) - torch.einsum("i,imn->mn", torch.tensor(w).double(), W)).norm()
+    sd = ((1 - p) / p * sum(a * a * x.square().sum() for a, x in zip(w, W))).sqrt()
+    assert off < 1.5 * sd / n ** 0.5 and float((X - X.mean(0)).square().sum((1, 2)).mean().sqrt()) == pytest.approx(float(sd), rel=0.1)
+
+def test_dare_ties_keeping_all_is_election(): close(run(abc, w, "dare_ties", rank="sum"), run(abc, w, "ties", rank="sum"))
+
+def polar(X): U, _, Vh = torch.linalg.svd(X, full_matrices=False); return U @ Vh
+@pytest.mark.parametrize("rank, k", [(6, 2), (3, 1)])
+def test_tsv_is_tsv_m(rank, k):
+    svds = [torch.linalg.svd(x) for x in W]
+    U, S, V = (torch.cat([(d[:, :k], a * s[:k], v[:k].mT)[j] for a, (d, s, v) in zip(w, svds)], -1) for j in range(3))
+    close(merge(abc, w, "tsv", rank=rank).lora, polar(U) * S @ polar(V).mT)
+
+def flat(X, r, mean): U, _, Vh = torch.linalg.svd(X); return mean * U[:, :r] @ Vh[:r]
+def test_iso_is_iso_c():
+    total = torch.einsum("i,imn->mn", torch.tensor(w).double(), W)
+    S = torch.linalg.svdvals(total)
+    close(merge(abc, w, "iso", rank="sum").lora, flat(total, 6, S[:6].mean())) # Core Space: over Σr
+    close(merge(abc, w, "iso", rank=2).lora, flat(total, 2, S[:2].mean()))
+    close(merge(abc, w, "iso", rank="sum", count=min(M, N_IN)).lora, flat(total, 6, S.mean())) # Marczak et al. 2025, on dense matrices
+    both = merge(abc, w, "tsv", rank=6).lora
+    close(merge(abc, w, "tsv_iso", rank=6).lora, flat(dense(both), 6, torch.linalg.svdvals(dense(both))[:6].mean()))
+
+def hooi(X, r):
+    U = torch.linalg.svd(torch.cat(list(X), 1))[0][:, :r]
+    for _ in range(500):
+        V = torch.linalg.svd(torch.cat([U.mT @ x for x in X]))[2][:r].mT
+        U = torch.linalg.svd(torch.cat([x @ V for x in X], 1))[0][:, :r]
+    return U, V
+def test_tucker_is_hooi():
+    X = torch.tensor(w).double().sqrt()[:, None, None] * W
+    U, V = hooi(X, 2)
+    close(merge(abc, w, "tucker").lora, U @ U.mT @ torch.einsum("i,imn->mn", torch.tensor(w).double(), W) @ V @ V.mT, 1e-3)
+
+def test_ctm_trims_in_tucker_bases():
+    norms = W.flatten(1).norm(dim=1)
+    U, V = hooi(W * (0.5 + 0.5 * norms.mean() / norms)[:, None, None], 3)
+    close(merge(abc, w, "ctm", rank=3, beta=0.5, density=0.5).lora, U @ elected(trimmed(U.mT @ W @ V, 0.5), w) @ V.mT, 1e-3)
+
+def test_sphere_of_two_is_the_midpoint():
+    a, b = (x / x.norm() for x in W[:2])
+    close(merge(abc[:2], [1, 1], "sphere", rank="sum").lora, (W[0].norm() + W[1].norm()) * (a + b) / (a + b).norm())
+def test_sphere_is_stationary():
+    X = dense(merge(abc, w, "sphere", rank="sum").lora)
+    X, units = X / X.norm(), [x / x.norm() for x in W]
+    logs = [(c := (X * u).sum()).acos() / (1 - c * c).sqrt() * (u - c * X) for u in units]
+    assert float(sum(a * v for a, v in zip(w, logs)).norm()) < 1e-5
+
+def test_median_is_stationary_and_stays_on_a_majority():
+    X = dense(merge(abc, [1, 0.8, 1.2], "median", rank="sum").lora) / 3
+    assert float(sum(a * (x - X) / (x - X).norm() for a, x in zip([1, 0.8, 1.2], W)).norm()) < 1e-4
+    close(merge([abc[0], abc[0], abc[1]], [1, 1, 1], "median", rank="sum").lora, 3 * dense(abc[0]), 1e-5)
+
+def friends(seeds, apart): return [LoRA({"m": replace(u := abc[0]["m"], up=u.up + apart * update(i).up, down=u.down + apart * update(i + 50).down)}) for i in seeds]
+
+def test_procrustes_is_the_mean_after_turning():
+    def balanced(X): U, S, Vh = torch.linalg.svd(X); return torch.cat([U[:, :R] * S[:R].sqrt(), Vh[:R].mT * S[:R].sqrt()])
+    near = friends((11, 12, 13), 0.5)
+    Z = [balanced(dense(a)) for a in near]
+    mean = Z[1]
+    for _ in range(300): mean = sum(a / 3.5 * z @ polar(z.mT @ mean) for a, z in zip(w, Z))
+    close(merge(near, w, "procrustes").lora, 3.5 * mean[:M] @ mean[M:].mT, 1e-5)
+
+def raw(a): h = a["m"].scale ** 0.5; return h * a["m"].up, h * a["m"].down
+B, A = (torch.stack(f) for f in zip(*map(raw, abc)))
+
+def test_pico():
+    U, S, _ = torch.linalg.svd(torch.cat(list(B), 1), full_matrices=False)
+    alpha = 1 / (1 + 2 * S ** 2 / (S ** 2).sum())
+    calibrated = sum(a * (x + U * (alpha - 1) @ U.mT @ x) for a, x in zip(w, W))
+    close(merge(abc, w, "pico", rank="sum").lora, calibrated * sum(a * x.norm() for a, x in zip(w, W)) / calibrated.norm())
+
+def test_robustmerge():
+    a, b = trimmed(A, 0.6), trimmed(B, 0.6)
+    s = A.abs().sum(-1) / a.abs().sum(-1)
+    close(merge(abc, w, "robust", density=0.6).lora, sum(c * (b[i] * (s[i] / s.sum(0))) for i, c in enumerate(w)) @ a.sum(0))
+    with pytest.raises(ValueError, match="equal ranks"): merge([adapter(1), adapter(2, 1)], [1, 1], "robust")
+
+def test_lego_puts_a_centroid_in_the_place_of_a_cluster():
+    near = [LoRA({"m": replace(a["m"], up=a["m"].up + 1e-3 * a["m"].up.roll(1, 0))}) for a in abc[:1]] # the units of the first adapter, twice
+    merged = dense(merge([abc[0], near[0]], [1, 1], "lego").lora)
+    expected = 0
+    for j in range(R):
+        units = [torch.cat([f[0][:, j], f[1][j]]) for f in map(raw, (abc[0], near[0]))]
+        c = sum(units) / 2
+        c = c * sum(u.abs().max() for u in units) / 2 / c.abs().max()
+        expected = expected + 2 * torch.outer(c[:M], c[M:])
+    close(merged, expected)
+    one = dense(merge([abc[0]], [1], "lego", rank=1).lora) # both units in one: √(2/1) times the centroid's
+    units = [torch.cat([raw(abc[0])[0][:, j], raw(abc[0])[1][j]]) for j in range(R)]
+    c = sum(units) / 2
+    c = c * sum(u.abs().max() for u in units) / 2 / c.abs().max()
+    close(one, 2 ** 0.5 * torch.outer(c[:M], c[M:]))
+
+# --- weights by agreement, and the two routes to the sum
+
+def test_agreement_leaves_the_stranger_out():
+    near = friends((11, 12, 13), 0.1)
+    merged = merge([*near, abc[1]], "agreement", "cat")
+    weights = merged.per_module.weights["m"]
+    assert sum(weights) == pytest.approx(1, abs=2e-3) and weights[3] < 0.1 < 0.25 < min(weights[:3])
+    close(merged.lora, mean_lora([*near, abc[1]], "agreement", "cat").lora)
+    same = merge([abc[0], abc[0]], "agreement").per_module.weights["m"]
+    assert same == [0.5, 0.5] and merge(abc[:1], "agreement").per_module.weights["m"] == [1.0]
+    assert merge([abc[0], scaled(abc[0], -1)], "agreement").per_module.weights["m"] == [0.5, 0.5] # nobody agrees
+
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4, 1e-6, 1e-9, 0.0])
+def test_the_sum_is_as_good_when_adapters_share_a_side(apart):
+    for side in ("up", "down"):
+        us = [replace(u := update(i), **{side: getattr(update(0), side) + apart * getattr(u, side)}) for i in range(1, 5)]
+        v = torch.tensor([1, -0.5, 2, 1e-3], dtype=torch.float64)
+        fast, exact = _by_gram(us, v, 3), sum(a * u.dense().double() for a, u in zip(v, us))
+        part, S = fast or _by_cores(us, v, _sum, 3), torch.linalg.svdvals(exact)
+        expected = best(exact, min(3, int((S > 1e-5 * S[0]).sum()))) # smaller directions are rounding
+        assert float((part.up @ part.down - expected).norm() / exact.norm()) < 1e-9
+        if side == "up" and apart < 1e-6: assert fast is None
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: merge([], []), "at least one"),
+    (lambda: merge(abc, [1, 1], "svd"), "2 weights for 3"),
+    (lambda: merge(abc, [0, 0, 0]), "not all 0"),
+    (lambda: merge(abc, [1, float("nan"), 1]), "finite"),
+    (lambda: merge(abc, [1, 1, 1], "average"), "expected one of svd"),
+    (lambda: merge(abc, [1, 1, 1], "tsv", density=0.5), "does not know density; its options: none"),
+    (lambda: merge(abc, [1, 1, 1], "ties", denisty=0.5), "its options: density, coordinates"),
+    (lambda: merge(abc, [1, 1, 1], "dare", rng=None), "does not know rng"),
+    (lambda: merge(abc, [1, 1, 1], "ties", density=0), "share of entries"),
+    (lambda: merge(abc, [1, 1, 1], "dare", density=1.5), "share of entries"),
+    (lambda: merge(abc, [1, 1, 1], "ties", coordinates="dense"), "'left' .KnOTS. or 'core'"),
+    (lambda: merge(abc, [1, -1, 1], "sphere"), "weights ≥ 0"),
+    (lambda: merge(abc, [1, 1, 1], rescale="max"), "'none' or 'norm'"),
+])
+def test_errors_say_what_came_and_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message): call()
