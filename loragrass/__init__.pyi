@@ -9,7 +9,7 @@ from .formats import load as load, load_all as load_all, load_lora_dataset as lo
 from .writers import resize as resize, save as save
 from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
 from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge
-from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora, merge as merge
+from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora
 from .merging import merge as merge
 from .features import Spectral as Spectral, Stats as Stats
 from .topic_lora import TopicLinear as TopicLinear
