@@ -5,7 +5,6 @@ backticked names of the package become links, links between notebooks links betw
 """
 import ast, hashlib, json, re, shutil, subprocess, sys, tarfile
 
-from docutils.nodes import make_id
 from nbdev import processors
 from nbdev.config import nbpath2html
 from nbdev.process import NBProcessor
@@ -83,7 +82,7 @@ class Book:
         module = f"loragrass/{page.name}.py"
         line = next((n.lineno for found, n in api.public(ast.parse((self.root / module).read_text(encoding="utf-8"))) if found == name), None)
         if not line: raise ValueError(f"{module} has no {name}, which {page.path.name} exports; run nbdev-export")
-        anchor = "" if make_id(name) == name else f'<div id="{name}"></div>\n\n' # Sphinx makes its ids lower case, without dots and underscores
+        anchor = "" if re.fullmatch("[a-z0-9]+", name) else f'<div id="{name}"></div>\n\n' # Sphinx's own ids are lower case, without dots and underscores
         heading = f"({label(page.name, name)})=\n{'####' if '.' in name else '###'} `{name}`"
         doc = f"{ast.get_docstring(node) or ''} [source]({BLOB}{module}#L{line}){{.source}}"
         described = self.links(f"{doc}\n\n{api.table(node, source)}", page.path)
@@ -141,7 +140,8 @@ def fetch_mathjax(cache, target):
     cache.mkdir(parents=True, exist_ok=True)
     if not list(cache.glob("mathjax-*.tgz")):
         if not (npm := shutil.which("npm")): sys.exit("npm is not found; the docs need it once, to fetch MathJax (Debian: apt-get install npm)")
-        if subprocess.run([npm, "pack", "--silent", MATHJAX], cwd=cache, stdout=subprocess.DEVNULL).returncode: sys.exit(f"npm could not fetch {MATHJAX}; it says why above")
+        fetched = subprocess.run([npm, "pack", "--silent", MATHJAX], cwd=cache, stdout=subprocess.DEVNULL)
+        if fetched.returncode: sys.exit(f"npm could not fetch {MATHJAX}; it says why above")
     tarball, = cache.glob("mathjax-*.tgz")
     with tarfile.open(tarball) as tar: script = tar.extractfile("package/es5/tex-svg-full.js").read()
     if hashlib.sha256(script).hexdigest() != MATHJAX_SHA256: sys.exit(f"{tarball} does not hold the script of {MATHJAX}; delete it and build again")
