@@ -119,13 +119,14 @@ class Book:
         file = (path.parent / url).resolve() if url else path
         if file not in self.sources: return BLOB + file.relative_to(self.root).as_posix() if file.exists() else link
         if anchor in self.symbols: return f"#{label(self.symbols[anchor], anchor)}"
-        slug = re.sub(r"[^\w-]", "", anchor.lower())
-        return self.sources[file] + f"#{slug}" * bool(slug)
+        return self.sources[file] + f"#{slug(anchor)}" * bool(anchor)
 
 def is_export(cell): return cell.cell_type == "code" and bool({"export", "exports", "exporti"} & cell.directives_.keys())
 
 def label(page, name): # labels have no case: the prefix keeps a class and a function of one name apart
     return f"{page}.{'class-' * name[0].isupper()}{name}"
+
+def slug(heading): return re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) # the anchor that MyST gives it, and code hosts too
 
 def fenced(directive, body, **options):
     return "\n".join([f"``````{directive}", *(f":{key}: {value}" for key, value in options.items()), "", body, "``````"])

@@ -1,5 +1,5 @@
 "What the site and the README are made with: docs/*.py"
-import ast, json, sys
+import ast, json, re, sys
 from pathlib import Path
 
 import pytest
@@ -130,11 +130,15 @@ def test_an_export_that_the_module_lacks_is_an_error(tmp_path):
     (tmp_path / "loragrass/a.py").touch()
     with pytest.raises(ValueError, match="a.py has no new.*nbdev-export"): build.Book(tmp_path).write(tmp_path)
 
-def test_the_book_as_it_is_translates(tmp_path):
+def test_every_link_of_the_book_leads_somewhere(tmp_path): # as the build of the site does, but without Sphinx
     build.Book().write(tmp_path)
-    pages = sorted(p.stem for p in tmp_path.glob("*.ipynb"))
-    assert len(pages) == len(list((ROOT / "nbs").glob("*.ipynb"))) and {"plucker", "kernels"} <= set(pages)
-    assert "| [P1](#claim-p1) |" in (tmp_path / "ledger.md").read_text()
+    pages = {p.name: p.read_text() for p in tmp_path.glob("*.md")}
+    for p in tmp_path.glob("*.ipynb"): pages[p.name] = "\n".join(c["source"] for c in json.loads(p.read_text())["cells"] if c["cell_type"] == "markdown")
+    assert {"plucker.ipynb", "kernels.ipynb", "ledger.md", "changelog.md"} <= pages.keys()
+    anchors = {f"{name}#{build.slug(heading)}" for name, text in pages.items() for heading in re.findall(r"^#+ (.+)", text, re.M)}
+    anchors |= {f"#{label}" for text in pages.values() for label in re.findall(r"^\((\S+)\)=$|^:name: (\S+)$", text, re.M) for label in label if label}
+    links = {(name, link) for name, text in pages.items() for link in re.findall(r"\]\(((?!\w+:)[^\s()]+)\)", text)}
+    assert not [pair for pair in sorted(links) if pair[1] not in pages.keys() | anchors]
 
 # the README
 
