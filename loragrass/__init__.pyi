@@ -11,8 +11,8 @@ from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
 from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge
 from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora
 from .merging import merge as merge
-from .features import Spectral as Spectral, Stats as Stats
-from .features import Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency, Information as Information, Norms as Norms, Spectral as Spectral, Stats as Stats
+from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency
+from .features import Information as Information, Norms as Norms
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
 from .report import html_report as html_report, score_groups as score_groups, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
