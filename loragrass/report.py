@@ -124,7 +124,7 @@ def _random_angles(n, k, l, draws=200):
     Q = np.linalg.qr(np.concatenate([A, R], 1)).Q
     return np.arccos(np.clip(np.linalg.svd(Q[:, :k], compute_uv=False), 0, 1)).mean(0)
 
-# %% ../nbs/08_report.ipynb #9717b619
+# %% ../nbs/08_report.ipynb #d1981a18
 def plot_angles(
     a:LoRA,
     b:LoRA,
@@ -149,7 +149,7 @@ def plot_angles(
     ax.set(xlabel=f"principal angle of the {side} subspaces [rad]", xlim=(0, 1.62), ylim=(len(modules) - 0.4, -0.6))
     if len(modules) <= 40: ax.set_yticks(range(len(modules)), [_text(m) for m in modules])
     else: ax.set_ylabel(f"{len(modules)} modules, in the order of the file")
-    ax.legend(fontsize="small", loc="upper left")
+    ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #e99fd09a
@@ -189,7 +189,7 @@ def score_groups(
                      "highest": max(members), "mean": score(result.means_[g], task), "all_in_one": score(everything, task)})
     return pd.DataFrame(rows).set_index("group")
 
-# %% ../nbs/08_report.ipynb #02545f1a
+# %% ../nbs/08_report.ipynb #b36c0f37
 def plot_scores(
     scores:pd.DataFrame, # from `score_groups`
     ax:Axes|None=None,
@@ -198,7 +198,7 @@ def plot_scores(
     ax, y = _axes(ax, _height(len(scores))), np.arange(len(scores))
     ax.hlines(y, scores.lowest, scores.highest, color=COLORS[4], lw=5, alpha=0.6, label="members, from lowest to highest")
     marks = {"mean": ("their mean", COLORS[0], "D"), "all_in_one": ("all adapters in one", COLORS[3], "X"), "base": ("base alone", COLORS[6], "|")}
-    for column, (label, color, marker) in marks.items(): ax.plot(scores[column], y, ls="", ms=6, label=label, color=color, marker=marker)
+    for column, (label, color, marker) in marks.items(): ax.plot(scores[column], y, ls="", ms=7, mew=1.2, label=label, color=color, marker=marker)
     if len(y) <= 40: ax.set_yticks(y, [_text(f"{g} · {task}") for g, task in zip(scores.index, scores.task)])
     ax.set(xlabel="score", ylabel="group · task", ylim=(len(y) - 0.4, -0.6))
     ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
@@ -344,14 +344,15 @@ On average {{ agreement.mean()|num }}, lowest {{ agreement.min()|num }}.</p>
 </html>
 """
 
-# %% ../nbs/08_report.ipynb #bfff4f37
+# %% ../nbs/08_report.ipynb #18bd35cd
 def _versions():
     packages = ("loragrass", "torch", "numpy", "scipy", "scikit-learn")
     return ", ".join([f"Python {platform.python_version()}", *(f"{p} {importlib.metadata.version(p)}" for p in packages)])
 
-def _warnings(result):
+def _cautions(result):
     "What a reader must know before the tables"
-    if result.health_ != "healthy": yield f"The kernel matrix is {result.health_}: its groups may mean nothing."
+    if result.health_ and result.health_.verdict != "healthy":
+        yield f"The kernel matrix is {result.health_.verdict}: see whether members are more alike inside their group than outside before you rely on it."
     if len(result.means_) == 1 < len(result.labels_): yield "All adapters are in one group: no grouping stands out from chance, or one was asked for."
     if result.similarity_.side != "left":
         yield "Subspaces of inputs took part in the comparison: adapters that were started from one A look alike there, whatever they learnt."
@@ -368,7 +369,7 @@ def _figures(result):
 
 def _number(x, digits=2): return "–" if pd.isna(x) else f"{x:.{digits}f}"
 
-# %% ../nbs/08_report.ipynb #998b1f6c
+# %% ../nbs/08_report.ipynb #80ac97d0
 def html_report(
     result:ClusterMerge,
     path:str|Path, # file to write; an older one is replaced, whole or not at all
@@ -385,7 +386,7 @@ def html_report(
     drawn = {} if scores is None else {"scores": scores.reset_index().to_dict("records"),
                                        "scores_svg": Markup(_svg(lambda ax: plot_scores(scores, ax=ax), "Scores", _height(len(scores))))}
     page = env.from_string(_PAGE).render(
-        title=title, css=Markup(_CSS), color=lambda g: COLORS[g % len(COLORS)], warnings=list(_warnings(result)), names=names, groups=groups,
+        title=title, css=Markup(_CSS), color=lambda g: COLORS[g % len(COLORS)], warnings=list(_cautions(result)), names=names, groups=groups,
         modules=len(result.layer_labels_), agreement=result.agreement_, figures=[(Markup(svg), caption) for svg, caption in _figures(result)], **drawn,
         notes=[*notes, *dict.fromkeys(note for m in result.merged_ for note in m.notes)],
         parameters={"mean": result.method, "side": result.similarity_.side, "kernel": result.similarity_.kernel, **(parameters or {}), "versions": _versions()})
