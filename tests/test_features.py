@@ -5,7 +5,7 @@ import torch
 from sklearn.base import clone
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loragrass.features import Distribution, Ensemble, Frequency, Information, Norms, Spectral, Stats, _moments, _order_statistics, _quantiles
+from loragrass.features import Distribution, Ensemble, Flat, Frequency, Information, Norms, Spectral, Stats, _moments, _order_statistics, _quantiles
 from loragrass.lora_io import LoRA, LoRACollection, LoRAUpdate
 
 ALL = {Stats: 7, Spectral: 32, Norms: 7, Distribution: 12, Frequency: 14, Information: 2, Ensemble: 67}
@@ -137,3 +137,16 @@ def test_scikit_learn_manners():
     t = clone(Spectral(k=3, modules="q$"))
     frame = t.set_output(transform="pandas").fit_transform(adapters())
     assert frame.columns.tolist()[:3] == ["a.q.s1", "a.q.s2", "a.q.s3"] and frame.shape == (6, 11)
+
+@pytest.mark.parametrize("on, width", [("factors", 4 * (12 + 9 + 7 + 20)), ("update", 12 * 9 + 7 * 20)])
+def test_flat_holds_every_number_under_its_name(on, width):
+    X, t = adapters(), Flat(on=on)
+    rows = t.fit_transform(X)
+    frame = dict(zip(t.get_feature_names_out(), rows[1]))
+    assert rows.shape == (6, width) == (6, len(frame)) and rows.dtype == np.float32
+    u = X[1]["a.v"]
+    known = {"a.v.3.5": u.dense()[3, 5]} if on == "update" else {"a.v.A.1.5": u.down[1, 5], "a.v.B.3.1": u.up[3, 1], "a.v.A.2.5": 0, "a.v.B.3.3": 0}
+    for name, value in known.items(): assert frame[name] == pytest.approx(float(value), rel=1e-6)
+
+def test_flat_refuses_a_larger_rank():
+    with pytest.raises(ValueError, match="a.q: rank 4, and fit has seen 2 at most"): Flat().fit(adapters(ranks=(1, 2))).transform(adapters(ranks=(4,)))
