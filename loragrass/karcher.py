@@ -1,4 +1,4 @@
-"""Geodesics, parallel transport and means of subspaces
+"""Geodesics, parallel transport, means, and whether there is only one
 
 Docs: https://loragrass.github.io/loragrass/karcher.html.md"""
 
@@ -8,21 +8,23 @@ Docs: https://loragrass.github.io/loragrass/karcher.html.md"""
 __all__ = ['METHODS', 'Grassmann', 'GrassmannExact', 'geodesic', 'chordal_mean', 'NonUniqueMeanWarning', 'KarcherMean',
            'karcher_mean']
 
-# %% ../nbs/02_karcher.ipynb #15e0a004
+# %% ../nbs/02_karcher.ipynb #4cd5a824
 import math, warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from geoopt import ManifoldParameter, ManifoldTensor
 from geoopt.manifolds.base import Manifold
-from geoopt.tensor import ManifoldParameter, ManifoldTensor
+from geoopt.optim import RiemannianSGD
 from geoopt.utils import size2shape
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .plucker import _basis, _same_space
+from .plucker import _basis, _same_space, principal_angles
 
-# %% ../nbs/02_karcher.ipynb #831805d2
+# %% ../nbs/02_karcher.ipynb #5c3a9cae
 class _Spectral(torch.autograd.Function):
-    "R f(s) Qᵀ for a square matrix M = R s Qᵀ, smooth where f is: the derivative is a table of divided differences (Daleckii & Krein 1965)"
+    "R f(s) Qᵀ of a square M = R s Qᵀ; its derivative is a table of divided differences of f (Daleckii & Krein 1965)"
     @staticmethod
     def forward(ctx, M, R, s, Q, f, df, symmetric):
         ctx.save_for_backward(R, s, Q)
@@ -33,31 +35,32 @@ class _Spectral(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         R, s, Q = ctx.saved_tensors
-        E, f, a, b = R.mT @ grad @ Q, ctx.f(s), s[..., :, None], s[..., None, :]
-        near = (a - b).abs() < torch.finfo(s.dtype).eps ** (1 / 3)
-        slope = torch.where(near, ctx.df((a + b) / 2), (f[..., :, None] - f[..., None, :]) / torch.where(near, 1., a - b))
-        out = slope * (E + E.mT) / 2
-        if not ctx.symmetric: out = out + (f[..., :, None] + f[..., None, :]) / (a + b).clamp(min=torch.finfo(s.dtype).eps) * (E - E.mT) / 2
+        E, a, b = R.mT @ grad @ Q, s[..., :, None], s[..., None, :]
+        fa, fb, eps = ctx.f(a), ctx.f(b), torch.finfo(s.dtype).eps
+        near = (a - b).abs() < eps ** (1 / 3)
+        out = torch.where(near, ctx.df((a + b) / 2), (fa - fb) / torch.where(near, 1., a - b)) * (E + E.mT) / 2
+        if not ctx.symmetric: out = out + (fa + fb) / (a + b).clamp(min=eps) * (E - E.mT) / 2
         return R @ out @ Q.mT, None, None, None, None, None, None
 
-def _of_gram(G, *fs):
-    "Functions f of a symmetric G (..., k, k), all from one eigendecomposition"
+def _of_gram(G, *pairs): # G symmetric (..., k, k)
+    "Several functions (f, f′) of one symmetric matrix, from one eigendecomposition"
     w, V = torch.linalg.eigh(G.detach())
-    return [_Spectral.apply(G, V, w.clamp(min=0), V, *f, True) for f in fs]
+    return [_Spectral.apply(G, V, w.clamp(min=0), V, f, df, True) for f, df in pairs]
 
-def _of_cosines(M, *fs):
-    "R f(C) Qᵀ for M = XᵀY = R C Qᵀ (..., k, k), all from one SVD"
+def _of_cosines(M, f, df): # M (..., k, k)
+    "R f(C) Qᵀ of M = XᵀY = R C Qᵀ"
     R, C, Qh = torch.linalg.svd(M.detach())
-    return [_Spectral.apply(M, R, C.clamp(max=1), Qh.mT, *f, False) for f in fs]
+    return _Spectral.apply(M, R, C.clamp(max=1), Qh.mT, f, df, False)
 
-# %% ../nbs/02_karcher.ipynb #babd0e0e
-def _sinc(w): return torch.sinc(w.sqrt() / math.pi) # sin z / z at z = √w
-def _dsinc(w):
+# %% ../nbs/02_karcher.ipynb #7af9d781
+def _sinc(w): return torch.sinc(w.sqrt() / math.pi)
+def _dsinc(w): # its series up to 0.01, where the quotient would cancel
     series = -1 / 6 + w * (1 / 60 - w * (1 / 1680 - w / 90720))
     return torch.where(w < .01, series, (w.sqrt().cos() - _sinc(w)) / (2 * w.clamp(min=.01)))
+
 def _half(c): return ((1 - c) / 2).clamp(min=torch.finfo(c.dtype).tiny) # sin²(θ/2)
 def _angle(c): return 2 * _half(c).sqrt().asin()
-def _unwind(c): return _angle(c) / (2 * (_half(c) * (1 - _half(c))).sqrt()) # θ / sin θ, analytic at c = cos θ = 1
+def _unwind(c): return _angle(c) / (2 * (_half(c) * (1 - _half(c))).sqrt()) # θ / sin θ
 def _dunwind(c):
     t = 1 - c
     return torch.where(t < 1e-4, -1 / 3 - t * (4 / 15 + t * 6 / 35), (c * _unwind(c) - 1) / (t * (1 + c)).clamp(min=1e-4))
@@ -69,30 +72,36 @@ _RSQRT  = lambda w: w.rsqrt(), lambda w: -w.rsqrt() / (2 * w)
 _UNWIND = _unwind, _dunwind
 _POLAR  = torch.ones_like, torch.zeros_like
 
-# %% ../nbs/02_karcher.ipynb #e1201c5b
+# %% ../nbs/02_karcher.ipynb #8ef25f19
 def _horizontal(x, u): return u - x @ (x.mT @ u)
-def _polished(y): return (3 * y - y @ (y.mT @ y)) / 2 # one Newton–Schulz step: keeps the representative, which QR does not
 
-def _log(x, y):
-    M = x.mT @ y
-    F, = _of_cosines(M, _UNWIND)
-    return _horizontal(x, (y - x @ M) @ F.mT)
+def _polished(y): return (3 * y - y @ (y.mT @ y)) / 2 # one Newton–Schulz step: orthonormal again, same representative
 
-def _exp(x, u, v=None): # the point, and v transported along with it
+def _exp(x, u, v=None): # the end point; with v, also v transported along the geodesic
     u = _horizontal(x, u)
     cos, sinc, versin = _of_gram(u.mT @ u, _COS, _SINC, _VERSIN)
     y = _polished(x @ cos + u @ sinc)
     if v is None: return y
-    v = _horizontal(x, v)
     uv = u.mT @ v
-    return y, v - x @ (sinc @ uv) + u @ (versin @ uv)
+    return y, _horizontal(x, v) - x @ (sinc @ uv) + u @ (versin @ uv)
 
-def _turn(x, y, v): # the rotation that takes x to an aligned y (xᵀy symmetric, positive) and moves nothing else, applied to v
+def _log(x, y):
+    M = x.mT @ y
+    return _horizontal(x, (y - x @ M) @ _of_cosines(M, *_UNWIND).mT)
+
+# %% ../nbs/02_karcher.ipynb #60f21774
+def _turn(x, y, v): # xᵀy symmetric, not negative
+    "The rotation that takes x to y and moves nothing else, applied to v"
     xy = x.mT @ y
     return v - (x + y) @ torch.linalg.solve(xy + torch.eye(xy.shape[-1], dtype=xy.dtype, device=xy.device), y.mT @ v)
 
+def _transport(x, y, v):
+    P = _of_cosines(x.mT @ y, *_POLAR)
+    return _turn(x, y @ P.mT, _horizontal(x, v)) @ P
+
+# %% ../nbs/02_karcher.ipynb #6339c64d
 class _SquaredDistance(torch.autograd.Function):
-    "d²(x, y), with the gradients −2 Log_x(y) and −2 Log_y(x)"
+    "d²(x, y) with its gradients −2 log_x(y) and −2 log_y(x), which can be differentiated again"
     @staticmethod
     def forward(ctx, x, y):
         ctx.save_for_backward(x, y)
@@ -104,28 +113,31 @@ class _SquaredDistance(torch.autograd.Function):
         g = -2 * grad[..., None, None]
         return (g * _log(x, y)).sum_to_size(x.shape), (g * _log(y, x)).sum_to_size(y.shape)
 
-# %% ../nbs/02_karcher.ipynb #45d8f86f
+# %% ../nbs/02_karcher.ipynb #90d315e8
 class Grassmann(Manifold):
-    "Subspaces of dimension k in ℝⁿ as (..., n, k) orthonormal columns, for geoopt; polar retraction, exact exp, log and parallel transport"
+    "Subspaces of dimension k in ℝⁿ as (..., n, k) orthonormal columns; polar retraction, exact exp, log and parallel transport"
     name, ndim, reversible = "Grassmann", 2, False
     __scaling__ = Manifold.__scaling__.copy()
 
     def _check_shape(self, shape, name):
         ok, reason = super()._check_shape(shape, name)
-        if ok and shape[-1] > shape[-2]: return False, f"`{name}` has {shape[-1]} columns in ℝ^{shape[-2]}, expected shape (..., n, k) with k ≤ n"
+        if ok and shape[-1] > shape[-2]: ok, reason = False, f"`{name}` has {shape[-1]} columns in ℝ^{shape[-2]}; expected (..., n, k) with k ≤ n"
         return ok, reason
 
     def _check_point_on_manifold(self, x, *, atol=1e-5, rtol=1e-5):
-        error = (x.mT @ x - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)).abs()
-        return (True, None) if (error <= atol).all() else (False, f"`xᵀx ≠ I` by {error.max():.1e}, more than atol={atol}")
+        return self._small(x.mT @ x - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), atol, "`xᵀx ≠ I`: orthonormalize(x)")
 
     def _check_vector_on_tangent(self, x, u, *, atol=1e-5, rtol=1e-5):
-        error = (x.mT @ u).abs()
-        return (True, None) if (error <= atol).all() else (False, f"`xᵀu ≠ 0` by {error.max():.1e}, more than atol={atol}: u turns the basis inside the subspace")
+        return self._small(x.mT @ u, atol, "`xᵀu ≠ 0`, u turns the basis inside the subspace: proju(x, u)")
+
+    def _small(self, error, atol, reason): # at every entry; no relative part, the expected value being 0
+        worst = error.detach().abs().max().item() if error.numel() else 0.
+        return (True, None) if worst <= atol else (False, f"{reason} (largest entry {worst:.1e}, atol={atol})")
 
     def inner(self, x, u, v=None, *, keepdim=False): return (u * (u if v is None else v)).sum((-2, -1), keepdim=keepdim)
     def proju(self, x, u): return _horizontal(x, u)
     egrad2rgrad = proju
+
     def projx(self, x):
         U, _, Vh = torch.linalg.svd(x, full_matrices=False)
         return U @ Vh
@@ -134,15 +146,11 @@ class Grassmann(Manifold):
     def expmap_transp(self, x, u, v): return _exp(x, u, v)
     def transp_follow_expmap(self, x, u, v): return _exp(x, u, v)[1]
     def logmap(self, x, y): return _log(x, y)
-
-    def transp(self, x, y, v):
-        P, = _of_cosines(x.mT @ y, _POLAR)
-        return _turn(x, y @ P.mT, _horizontal(x, v)) @ P
+    def transp(self, x, y, v): return _transport(x, y, v)
 
     def retr(self, x, u):
         z = x + _horizontal(x, u)
-        f, = _of_gram(z.mT @ z, _RSQRT)
-        return z @ f
+        return z @ _of_gram(z.mT @ z, _RSQRT)[0]
 
     def retr_transp(self, x, u, v):
         y = self.retr(x, u)
@@ -175,167 +183,238 @@ class GrassmannExact(Grassmann):
     retr, retr_transp, transp_follow_retr = Grassmann.expmap, Grassmann.expmap_transp, Grassmann.transp_follow_expmap
     def extra_repr(self): return "exact"
 
-# %% ../nbs/02_karcher.ipynb #36dbb7df
+# %% ../nbs/02_karcher.ipynb #e1643a56
 def geodesic(
-    X, # (..., n, k) orthonormal columns, at t = 0
-    Y, # (..., n, k) orthonormal columns, spanned at t = 1
-    t, # where: a number, or a tensor that broadcasts with the leading dims
+    X, # (..., n, k) orthonormal columns: t = 0
+    Y, # (..., n, k) orthonormal columns: t = 1; leading dims broadcast
+    t, # a number, or a tensor that broadcasts with the leading dims
 )->Tensor: # (..., n, k)
-    "The point at t on the shortest geodesic from X to Y (one of them where an angle is π/2)"
+    "The point at t on the shortest geodesic from X to Y (a shortest one, where an angle is π/2)"
     X, Y = _basis(X, "X"), _basis(Y, "Y")
     _same_space(X, Y)
     if X.shape[-1] != Y.shape[-1]: raise ValueError(f"dimensions differ: {X.shape[-1]} and {Y.shape[-1]}; a geodesic stays on one Gr(k, n)")
     return _exp(X, torch.as_tensor(t, dtype=X.dtype, device=X.device)[..., None, None] * _log(X, Y))
 
-# %% ../nbs/02_karcher.ipynb #02ac652d
+# %% ../nbs/02_karcher.ipynb #90e53e2f
 def _points(X, weights=None, k=None):
-    "All points as one matrix of columns (..., n, K), in groups [(N, k), …] of equal dimension; weights (..., N) in their order, of sum 1; the mean's dimension"
+    "Columns of all points (B, n, K), in groups [(N, l), …] of N points of dimension l; their weights (B, N) of sum 1; the mean's dimension; the batch's shape"
     if isinstance(X, (list, tuple)):
-        bases = [_basis(x, f"X[{i}]") for i, x in enumerate(X)]
-        if not bases or any(b.ndim != 2 for b in bases): raise ValueError(f"X is a list of shapes {[tuple(b.shape) for b in bases][:3]}; expected at least one (n, k) matrix, or a stack (N, ..., n, k)")
+        bases = [_basis(x, f"X[{i}]").detach() for i, x in enumerate(X)]
+        if not bases or any(b.ndim != 2 for b in bases): raise ValueError("X is a list; expected at least one (n, k) matrix and nothing else, or a stack (N, ..., n, k)")
         for b in bases: _same_space(bases[0], b)
-        order = sorted(range(len(bases)), key=lambda i: bases[i].shape[1])
-        sizes = [bases[i].shape[1] for i in order]
+        sizes = [b.shape[1] for b in bases]
         if k is None and len(set(sizes)) > 1: raise ValueError(f"the points have dimensions {sorted(set(sizes))}; say the mean's with k=")
-        A, groups, N = torch.cat([bases[i] for i in order], 1), [(sizes.count(l), l) for l in sorted(set(sizes))], len(bases)
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        A, groups, batch = torch.cat([bases[i] for i in order], 1)[None], [(sizes.count(l), l) for l in sorted(set(sizes))], ()
     else:
-        X = _basis(X, "X")
-        if X.ndim < 3 or not len(X): raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k) of at least one point, or a list of (n, k) matrices")
-        N, order, groups = len(X), range(len(X)), [(len(X), X.shape[-1])]
-        A = X.movedim(0, -2).flatten(-2)
+        X = _basis(X, "X").detach()
+        if X.ndim < 3 or not len(X): raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k) of at least one point, or a list of (n, k)")
+        batch, order, groups = X.shape[1:-2], range(len(X)), [(len(X), X.shape[-1])]
+        A = X.flatten(1, -3).permute(1, 2, 0, 3).flatten(2) if batch else X.permute(1, 0, 2).flatten(1)[None]
     k = groups[0][1] if k is None else k
-    if not 0 < k <= A.shape[-2]: raise ValueError(f"k={k}; a subspace of ℝ^{A.shape[-2]} has 1 … {A.shape[-2]} dimensions")
-    return A, groups, _weights(weights, N, A)[..., list(order)], k
+    if not 0 < k <= min(A.shape[-2:]): raise ValueError(f"k={k}; the {A.shape[-1]} columns of all points in ℝ^{A.shape[-2]} leave 1 … {min(A.shape[-2:])}")
+    w = torch.as_tensor(1. if weights is None else weights, dtype=A.dtype, device=A.device)
+    N = len(order)
+    if weights is not None and w.shape[:1] != (N,): raise ValueError(f"weights have shape {tuple(w.shape)}; expected one for each of the {N} points")
+    w = w.movedim(0, -1)[..., list(order)] if w.ndim else w
+    w = w.expand(*batch, N).reshape(len(A), N)
+    if not ((w >= 0) & (w < math.inf)).all() or not (w.sum(-1) > 0).all(): raise ValueError("weights must be finite, none negative, and not all zero")
+    return (A, groups, w / w.sum(-1, keepdim=True)), k, batch
 
-def _weights(weights, N, A): # (..., N)
-    w = torch.ones(N, dtype=A.dtype, device=A.device) if weights is None else torch.as_tensor(weights, dtype=A.dtype, device=A.device)
-    if w.shape[:1] != (N,): raise ValueError(f"weights have shape {tuple(w.shape)}; expected one for each of the {N} points")
-    w = w.movedim(0, -1)
-    if not ((w >= 0).all() and (w.sum(-1) > 0).all() and w.isfinite().all()): raise ValueError("weights must be finite, none negative, not all zero")
-    return (w / w.sum(-1, keepdim=True)).expand(*A.shape[:-2], N)
+def _by_point(M, groups): # (B, r, K)
+    "Cut columns into points: [(B, N, r, l), …]"
+    return [m.unflatten(-1, (N, l)).movedim(-2, -3) for m, (N, l) in zip(M.split([N * l for N, l in groups], -1), groups)]
 
-# %% ../nbs/02_karcher.ipynb #02ab6acc
-def _leading(A, groups, w, m):
-    "The m leading eigenvectors (..., n, m) and eigenvalues (..., m) of the mean projector Σ wᵢ YᵢYᵢᵀ"
-    B = A * torch.cat([w_.repeat_interleave(l, -1) for w_, (_, l) in zip(w.split([N for N, _ in groups], -1), groups)], -1).sqrt()[..., None, :]
-    if B.shape[-2] <= B.shape[-1]:
-        values, V = torch.linalg.eigh(B @ B.mT)
-        return V[..., -m:].flip(-1), values[..., -m:].flip(-1).clamp(0, 1)
-    U, S, _ = torch.linalg.svd(B, full_matrices=B.shape[-1] < m)
-    S = torch.nn.functional.pad(S, (0, max(0, m - S.shape[-1])))
-    return U[..., :m], S[..., :m].square().clamp(0, 1)
+def _evaluate(x, A, groups, w):
+    "Half the variance (B,), and Σ wᵢ log_x(Yᵢ), its negative gradient (B, n, k)"
+    cost, B = 0., []
+    for M, v in zip(_by_point(x.mT @ A, groups), w.split([N for N, _ in groups], -1)):
+        S = M if M.shape[-2] <= M.shape[-1] else M.mT
+        c, R = torch.linalg.eigh(S @ S.mT)
+        if c.min() > torch.finfo(c.dtype).eps ** (1 / 3):
+            c = c.clamp(max=1).sqrt()
+            right = (R / c[..., None, :]).mT @ S
+        else:
+            R, c, right = torch.linalg.svd(S, full_matrices=False)
+            c = c.clamp(max=1)
+        F = (R * (_unwind(c) * v[..., None])[..., None, :]) @ right
+        cost = cost + (v * _angle(c).square().sum(-1)).sum(-1) / 2
+        B.append((F if S is M else F.mT).movedim(-3, -2).flatten(-2))
+    return cost, _horizontal(x, _horizontal(x, (torch.cat(B, -1) @ A.mT).mT))
 
+# %% ../nbs/02_karcher.ipynb #94e4dadc
+def _leading(points, k, exact=True):
+    "Of the mean projector: k leading eigenvectors (B, n, k), min(k + 1, n) eigenvalues, and the norms of their residuals"
+    A, groups, w = points
+    (n, K), m, dtype = A.shape[-2:], min(k + 1, A.shape[-2]), A.dtype
+    w = w.repeat_interleave(torch.tensor([l for N, l in groups for _ in range(N)], device=w.device), -1)[..., None, :]
+    tol, steps = (64 * torch.finfo(dtype).eps, 24) if exact else (1e-3, 8)
+    if min(n, K) > 4 * (k + 8):
+        a, w_ = (A, w) if exact else (A.float(), w.float())
+        Z = (torch.randn(k + 8, K, generator=torch.Generator().manual_seed(0), dtype=a.dtype).to(a.device) * w_ @ a.mT).mT
+        for _ in range(steps):
+            V = torch.linalg.qr(Z)[0]
+            W = V.mT @ a
+            Z = (W * w_ @ a.mT).mT
+            values, R = (t[..., -m:] for t in torch.linalg.eigh(W * w_ @ W.mT))
+            V = V @ R
+            residual = (Z @ R - V * values[..., None, :]).norm(dim=-2)
+            done = (residual[..., -k:].norm(dim=-1) <= tol).all()
+            if done: break
+        if done or not exact: return _polished(V[..., -k:].flip(-1).to(dtype)), values.flip(-1).clamp(0, 1).to(dtype), residual.flip(-1).to(dtype)
+    B = A * w.sqrt()
+    if n <= K: V, values = (t[..., -m:].flip(-1) for t in torch.linalg.eigh(B @ B.mT)[::-1])
+    else:
+        V, values, _ = torch.linalg.svd(B, full_matrices=False)
+        values = torch.nn.functional.pad(values, (0, 1))[..., :m].square()
+    return V[..., :k], values.clamp(0, 1), torch.zeros_like(values)
+
+@torch.no_grad()
 def chordal_mean(
     X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ)
-    weights=None, # (N,), normalised to sum 1
+    weights=None, # (N,) or (N, ...), normalised to sum 1
     k:int|None=None, # dimension of the mean; None: that of the points
 )->Tensor: # (..., n, k)
-    "The subspace with the least mean squared chordal distance: the leading eigenvectors of the mean projector. Always a global minimum"
-    A, groups, w, k = _points(X, weights, k)
-    return _leading(A, groups, w, k)[0]
+    "The subspace with the least mean squared chordal distance: the leading eigenvectors of the mean projector"
+    points, k, batch = _points(X, weights, k)
+    return _leading(points, k)[0].reshape(*batch, -1, k)
 
-# %% ../nbs/02_karcher.ipynb #1f933235
-def _evaluate(x, A, groups, w):
-    "Cost ½ Σ wᵢ d²(x, Yᵢ) and its negative gradient Σ wᵢ Log_x(Yᵢ): two matrix products and N small SVDs"
-    M = (x.mT @ A).split([N * l for N, l in groups], -1)
-    cost, B = 0., []
-    for m, w_, (N, l) in zip(M, w.split([N for N, _ in groups], -1), groups):
-        R, C, Qh = torch.linalg.svd(m.unflatten(-1, (N, l)).movedim(-2, -3), full_matrices=False) # (..., N, k, l)
-        C = C.clamp(max=1)
-        cost = cost + (w_ * _angle(C).square().sum(-1)).sum(-1) / 2
-        B.append(((Qh.mT * (w_[..., None] * _unwind(C))[..., None, :]) @ R.mT).flatten(-3, -2))
-    return cost, _horizontal(x, _horizontal(x, A @ torch.cat(B, -2)))
-
-def _angles(x, A, groups):
-    "Principal angles of x to each point, group by group: [(..., N, min(k, l)), …]"
-    M = x.mT @ A
-    out = []
-    for m, h, (N, l) in zip(*(Z.split([N * l for N, l in groups], -1) for Z in (M, A - x @ M)), groups):
-        m, h = (Z.unflatten(-1, (N, l)).movedim(-2, -3) for Z in (m, h))
-        _, C, Qh = torch.linalg.svd(m, full_matrices=False)
-        out.append(torch.atan2((h @ Qh.mT).norm(dim=-2), C))
-    return out
-
-# %% ../nbs/02_karcher.ipynb #a8cdd20b
+# %% ../nbs/02_karcher.ipynb #28c2dc49
 def _dot(u, v): return (u * v).sum((-2, -1), keepdim=True)
 
-def _descend(x, points, tol, max_iter, memory=8):
-    "Riemannian L-BFGS with exact parallel transport; where its step does not descend, the gradient step of length 1 always does"
-    cost, g = _evaluate(x, *points)
-    pairs = [] # (s, y, 1/⟨s, y⟩), all at x
-    for n_iter in range(max_iter + 1):
-        active = g.norm(dim=(-2, -1), keepdim=True) > tol
-        if n_iter == max_iter or not active.any(): break
-        step = torch.where(active, _two_loop(g, pairs), 0.)
-        y, moved = _exp(x, step, torch.cat([g, step] + [v for s, z, _ in pairs for v in (s, z)], -1))
-        new_cost, new_g = _evaluate(y, *points)
-        worse = (new_cost > cost + 8 * torch.finfo(x.dtype).eps * (1 + cost))[..., None, None] & active
-        if worse.any():
-            step = torch.where(worse, g, step)
-            pairs = [(s, z, torch.where(worse, 0., rho)) for s, z, rho in pairs]
-            y, moved = _exp(x, step, torch.cat([g, step] + [v for s, z, _ in pairs for v in (s, z)], -1))
-            new_cost, new_g = _evaluate(y, *points)
-        old_g, s, *rest = moved.split(x.shape[-1], -1)
-        z = old_g - new_g
-        sz = _dot(s, z)
-        rho = torch.where(sz > 1e-8 * _dot(s, s), 1 / sz, 0.)
-        pairs = ([(a, b, r) for (a, b), (_, _, r) in zip(zip(rest[::2], rest[1::2]), pairs)] + [(s, z, rho)])[-memory:] if memory else []
-        x, cost, g = y, new_cost, new_g
-    return x, n_iter, g.norm(dim=(-2, -1))
-
-def _two_loop(g, pairs):
+def _two_loop(g, pairs): # [(s, z, 1/⟨s, z⟩), …]
     "The L-BFGS direction (Nocedal & Wright 2006, Alg. 7.4)"
-    alphas, gamma = [], 1.
+    alphas = []
     for s, z, rho in reversed(pairs):
-        alphas.append(rho * _dot(s, g))
-        g = g - alphas[-1] * z
-    for s, z, rho in reversed(pairs[-1:]): gamma = torch.where(rho > 0, _dot(s, z) / _dot(z, z).clamp(min=torch.finfo(g.dtype).tiny), 1.)
-    g = gamma * g
-    for (s, z, rho), alpha in zip(pairs, reversed(alphas)): g = g + (alpha - rho * _dot(z, g)) * s
+        alphas.insert(0, rho * _dot(s, g))
+        g = g - alphas[0] * z
+    for s, z, rho in pairs[-1:]: g = torch.where(rho > 0, _dot(s, z) / _dot(z, z), 1.) * g
+    for (s, z, rho), alpha in zip(pairs, alphas): g = g + (alpha - rho * _dot(z, g)) * s
     return g
 
-# %% ../nbs/02_karcher.ipynb #a42cfcb8
+def _descend(x, points, tol, max_iter, evaluate=_evaluate, memory=8):
+    "Minimise the cost from x (B, n, k) → x, cost, norm of the gradient, iterations; each (B, ...)"
+    cost, g = evaluate(x, *points)
+    base, Z, S, G, pairs = x, torch.zeros_like(x), torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), g, []
+    live, out = torch.arange(len(x), device=x.device), [x.clone(), cost.clone(), g.norm(dim=(-2, -1)), torch.zeros(len(x), dtype=torch.int64, device=x.device)]
+    for n_iter in range(max_iter + 1):
+        todo = out[2][live] > tol
+        for o, new in zip(out, (x, cost, g.norm(dim=(-2, -1)), torch.full_like(live, n_iter))): o[live[todo]] = new[todo]
+        todo = out[2][live] > tol
+        if n_iter == max_iter or not todo.any(): return out
+        if 2 * todo.sum() <= len(todo):
+            live, x, cost, g, base, Z, G = (t[todo] for t in (live, x, cost, g, base, Z, G))
+            pairs, points = [tuple(t[todo] for t in pair) for pair in pairs], (points[0][todo], points[1], points[2][todo])
+        step = _two_loop(G, pairs)
+        Z = Z + step
+        W = base + Z
+        R, = _of_gram(W.mT @ W, _RSQRT)
+        y = W @ R
+        new_cost, new_g = evaluate(y, *points)
+        worse = ~(new_cost <= cost + 8 * torch.finfo(x.dtype).eps * (1 + cost))[:, None, None]
+        if worse.any():
+            y = torch.where(worse, _exp(x, g), y)
+            new_cost, new_g = evaluate(y, *points)
+        rebase = worse | (_dot(Z, Z) > 1)
+        base, Z, R = torch.where(rebase, y, base), torch.where(rebase, 0., Z), torch.where(rebase, S, R)
+        new_G = _horizontal(base, new_g @ R)
+        z = G - new_G
+        rho = torch.where(_dot(step, z) > 1e-8 * _dot(step, step), 1 / _dot(step, z), 0.)
+        pairs = [(s, t, torch.where(rebase, 0., r)) for s, t, r in pairs[1 - memory:] + [(step, z, rho)]]
+        x, cost, g, G = y, new_cost, new_g, new_G
+
+# %% ../nbs/02_karcher.ipynb #551b42cb
 class NonUniqueMeanWarning(UserWarning):
-    "The mean that came out may be one of several"
+    "The mean may be one of several"
 
 @dataclass(frozen=True)
 class KarcherMean:
-    "A mean, and how far it may be trusted; for batched points all fields but `n_iter` are tensors"
-    mean: Tensor # (..., n, k)
+    "A mean and the evidence about it; for a batch, tensors of the batch's shape (`unique`: nested lists)"
+    mean: Tensor # (..., n, k) orthonormal columns
     converged: bool|Tensor # grad_norm ≤ tol
-    n_iter: int # iterations
-    grad_norm: float|Tensor # ‖Σ wᵢ Log(Yᵢ)‖ at the mean
+    n_iter: int|Tensor # steps of the descent
+    grad_norm: float|Tensor # ‖Σ wᵢ log(Yᵢ)‖ at the mean
     variance: float|Tensor # Σ wᵢ d²(mean, Yᵢ) [rad²]
-    max_angle: float|Tensor # largest principal angle of any point to the mean [rad]
+    max_angle: float|Tensor # the largest angle between the mean and a point [rad]
     eigengap: float|Tensor # λ_k − λ_{k+1} of the mean projector, in [0, 1]
-    unique: bool|Tensor|None # True: proven; False: seen not to be; None: neither
+    unique: bool|None|list # True: proven. False: eigengap < 0.05, or restarts ended elsewhere. None: neither
+    lower_bound: float|Tensor # no subspace has a smaller variance
+    effective_k: int|Tensor # where, up to k, the eigenvalues of the mean projector fall most
+    spread: float|Tensor|None # distance between means of restarts within 1 % of the best variance [rad]; None: no restarts
 
-METHODS = {"auto": 8, "lbfgs": 8, "fixed_point": 0} # name → pairs that L-BFGS remembers
+# %% ../nbs/02_karcher.ipynb #d4dac627
+def _certificate(mean, points, V, values, residual):
+    "variance, max_angle, eigengap, lower_bound and proof of uniqueness, each (B,)"
+    A, groups, w = points
+    k, M, eps = mean.shape[-1], mean.mT @ A, torch.finfo(w.dtype).eps
+    cosines = [torch.linalg.svdvals(m).clamp(max=1) for m in _by_point(M, groups)] # (B, N, min(k, l)) each
+    d2, sin2 = (torch.cat([f(c).sum(-1) for c in cosines], -1) for f in (lambda c: _angle(c).square(), lambda c: (1 - c) * (1 + c))) # (B, N)
+    top = torch.cat([torch.nn.functional.pad(_angle(c[..., -2:]), (max(0, 2 - c.shape[-1]), 0)) for c in cosines], -2) # the two largest angles
+    if (d2 < eps ** .25).any(): # a cosine near 1 says little of the angle: Σ sin²θ from the residual
+        sines = torch.cat([h.square().sum((-2, -1)) - max(0, l - k) for h, (_, l) in zip(_by_point(A - mean @ M, groups), groups)], -1).clamp(min=0)
+        d2, top = sines + d2 - sin2, torch.minimum(top, sines.sqrt().clamp(max=1).asin()[..., None])
+    variance, top = (w * d2).sum(-1), torch.where(w[..., None] > 0, top, 0.)
+    gap = values[..., k - 1] - (values[..., k:] + residual[..., k:]).sum(-1)
+    upper = (values + residual.square() / torch.maximum(gap[..., None], residual).clamp(min=eps))[..., :k].clamp(eps, 1).sqrt()
+    missing = sum(v.sum(-1) * max(0, k - l) for v, (_, l) in zip(w.split([N for N, _ in groups], -1), groups)) * math.pi ** 2 / 4
+    lower = torch.minimum(_angle(upper).square().sum(-1) - missing, variance)
+    radius = ((variance - lower) / (gap.clamp(min=1e-12) * _unwind(upper[..., 0]) / upper[..., 0])).sqrt()
+    reach = sum(sine.clamp(max=1).asin() for sine in (radius, _horizontal(V, mean).norm(dim=(-2, -1))))[..., None]
+    s = top.sum(-1) + min(2, k) * reach
+    proven = (top[..., 1] + reach < math.pi / 2).all(-1) & ((w * s / s.tan()).sum(-1) > 0) & all(l == k for _, l in groups)
+    return variance, top[..., 1].amax(-1), gap.clamp(min=0), lower, proven
 
+@torch.enable_grad()
+def _geoopt(x, points, tol, max_iter): # as _descend
+    A, groups, w = points
+    if len(groups) > 1 or groups[0][1] != x.shape[-1]: raise ValueError("method='geoopt' takes points of the mean's dimension only; use method='lbfgs'")
+    Y, manifold = _by_point(A, groups)[0], Grassmann()
+    x = ManifoldParameter(x.clone(), manifold=manifold)
+    sgd = RiemannianSGD([x], lr=1.)
+    for n_iter in range(max_iter + 1):
+        sgd.zero_grad()
+        cost = (w * manifold.dist2(x[:, None], Y)).sum(-1) / 2
+        cost.sum().backward()
+        norm = manifold.egrad2rgrad(x.detach(), x.grad).norm(dim=(-2, -1))
+        if n_iter == max_iter or (norm <= tol).all(): return x.detach(), cost.detach(), norm, torch.full(norm.shape, n_iter)
+        sgd.step()
+
+METHODS = {"auto": _descend, "lbfgs": _descend, "geoopt": _geoopt}
+
+@torch.no_grad()
 def karcher_mean(
-    X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ), of which only the min(kᵢ, k) angles to the mean count (Ye & Lim 2016)
+    X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ), of which the min(kᵢ, k) angles to the mean count (Ye & Lim 2016)
     weights=None, # (N,) or (N, ...), normalised to sum 1
-    method:str="auto", # "lbfgs", or "fixed_point"
-    tol:float|None=None, # on the norm of the gradient; None: 1e-8, 2e-6 in float32
-    max_iter:int=500,
+    method:str="auto", # "lbfgs", or geoopt's RiemannianSGD ("geoopt"), slower, to check against
+    tol:float|None=None, # on the norm of the gradient; None: 1e-8, in float32 2e-6
+    max_iter:int=500, # steps of the descent
     k:int|None=None, # dimension of the mean; None: that of the points
+    restarts:int=0, # further descents, each from k random columns of the points; the best one is returned
 )->KarcherMean:
     "The subspace with the least mean squared geodesic distance (Karcher 1977), and whether it is the only one"
     if method not in METHODS: raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
-    A, groups, w, k = _points(X, weights, k)
-    tol = (1e-8 if A.dtype == torch.float64 else 2e-6) if tol is None else tol
-    V, values = _leading(A, groups, w, min(k + 1, A.shape[-2]))
-    mean, n_iter, grad_norm = _descend(V[..., :k], (A, groups, w), tol, max_iter, METHODS[method])
-    angles = _angles(mean, A, groups)
-    d2 = torch.cat([a.square().sum(-1) for a in angles], -1)
-    max_angle = torch.stack([a.amax((-2, -1)) for a in angles]).amax(0)
-    gap = values[..., k - 1] - (values[..., k] if values.shape[-1] > k else 0)
-    radius = d2.amax(-1).sqrt()
-    proven, seen = radius < math.pi / 4, gap < .05
-    unique = True if proven.all() else False if seen.any() else None
-    if ((max_angle > math.pi / 4) | seen).any():
-        warnings.warn(f"the Karcher mean may be one of several: the largest angle to it is {float(max_angle.max()):.2f} rad (π/4 = 0.79), the eigengap {float(gap.min()):.3f}; "
-                      "use a smaller k, or chordal_mean, which is always a global minimum", NonUniqueMeanWarning, stacklevel=2)
-    if not (ok := grad_norm <= tol).all(): warnings.warn(f"karcher_mean stopped at gradient {float(grad_norm.max()):.1e} after {n_iter} iterations; raise max_iter", stacklevel=2)
-    plain = (lambda t: t.item()) if mean.ndim == 2 else (lambda t: t)
-    return KarcherMean(mean, plain(ok), n_iter, plain(grad_norm), plain((w * d2).sum(-1)), plain(max_angle), plain(gap), unique)
+    points, k, batch = _points(X, weights, k)
+    A, dtype = points[0], points[0].dtype
+    tol = (1e-8 if dtype == torch.float64 else 2e-6) if tol is None else tol
+    V, values, residual = _leading(points, k, exact=False)
+    picks = [torch.randperm(A.shape[-1], generator=torch.Generator().manual_seed(i))[:k].to(A.device) for i in range(restarts)]
+    runs = [METHODS[method](x, points, tol, max_iter) for x in [V] + [torch.linalg.qr(A[..., p])[0] for p in picks]]
+    means, costs, norms, n_iter = (torch.stack(t) for t in zip(*runs))
+    best = costs.argmin(0), torch.arange(len(V), device=A.device)
+    mean, spread = means[best], None
+    variance, max_angle, gap, lower, proven = _certificate(mean, points, V, values, residual)
+    seen = gap < .05
+    if restarts:
+        spread = torch.where(costs <= 1.01 * costs[best], principal_angles(means, mean).norm(dim=-1), 0.).amax(0)
+        seen, proven = seen | (spread > 1e-3), proven & (spread <= 1e-3)
+    effective_k = (values - torch.nn.functional.pad(values, (0, 1))[..., 1:])[..., :k].argmax(-1) + 1
+    doubt = ~proven & (seen | (max_angle > math.pi / 4))
+    if doubt.any():
+        i = int(doubt.nonzero()[0])
+        warnings.warn(f"the Karcher mean may be one of several: largest angle to it {max_angle[i]:.2f} rad (π/4 is 0.79), eigengap {gap[i]:.3f}"
+                      + ("" if spread is None else f", means of restarts {spread[i]:.2g} rad apart") + (f"; mean {i} of {len(doubt)}" if batch else "")
+                      + f". Take k={effective_k[i]}, where the gap is largest, or chordal_mean", NonUniqueMeanWarning, stacklevel=3)
+    plain = (lambda t: t.reshape(batch)) if batch else (lambda t: t.item())
+    verdict = np.where(proven.cpu(), True, np.where(seen.cpu(), False, None)).reshape(batch).tolist()
+    return KarcherMean(mean.reshape(*batch, *mean.shape[-2:]), plain(norms[best] <= tol), plain(n_iter[best]), plain(norms[best]), plain(variance), plain(max_angle),
+                       plain(gap), verdict, plain(lower), plain(effective_k), None if spread is None else plain(spread))
