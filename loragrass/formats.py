@@ -115,7 +115,7 @@ class _Options(NamedTuple):
     scale:float|None = None
     limits:Mapping[str, int]|None = None
 
-# %% ../nbs/03c_formats.ipynb #75a485a1
+# %% ../nbs/03c_formats.ipynb #c4fde063
 class _Reading:
     "A file on its way to a LoRA"
     def __init__(self, path, options:_Options):
@@ -208,7 +208,7 @@ class _Reading:
         elif (scale := self.scales.of(name, recipe.kind, rank or self.config.get("r", 8))) is None:
             if naming == "peft" or recipe.kind in ("adalora", "embedding", "vera", "mlx"): self.fail("adapter_config.json missing. The scale cannot be known. Give alpha=A (scale A/r) or scale=S", "E11", raw)
             scale = 1.0
-            self.untold.append(name)
+            if naming != "diffusers": self.untold.append(name)
         if fixed and abs(self.numbers[fixed] - scale) > 1e-3 * abs(scale): self.fail(f"{fixed} = {self.numbers[fixed]:g} is used by some clients in place of the scale {scale:g} and ignored by others. Remove one of them from the file", "E11", raw)
         if not abs(scale) <= 1e4: self.fail(f"{raw}: scale {scale:g} is over the limit of 10,000", "E14", raw)
         return scale

@@ -141,8 +141,8 @@ def _kohya(name, arch):
     if re.match(r"lora_(?:unet|te[123]?)_", name): return name, [name]
     raise ValueError(f"{name}: kohya files have no name for this module; use format='diffusers' or 'peft'")
 
-# %% ../nbs/03a_names.ipynb #2364592a
-_CROSS = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
+# %% ../nbs/03a_names.ipynb #e8f27f99
+_CROSS, _JOINT = {768: "sd15", 1024: "sd2", 2048: "sdxl"}, {3072: "flux1", 1536: "sd3", 2432: "sd3"}
 _MARKS = [(r"transformer\.single_transformer_blocks\.|lora_unet_(?:double|single)_blocks_", "flux1"), (r"lora_unet_joint_blocks_", "sd3"), (r"lora_unet_(?:in|out)put_blocks_|text_encoder_2\.", "sdxl"),
           (r"(?:.*\.)?vit\.", "vit"), (r"(?:.*\.)?bert\.", "bert"), (r".*\bh\.\d+\.attn\.c_attn", "gpt2"), (r".*\blayers\.\d+\.(?:self_attn|mlp)\.", "llm")]
 
@@ -153,7 +153,7 @@ def guess_arch(
     "The family of the base model, as far as names and widths tell"
     for name, (_, n) in shapes.items():
         if name.startswith("unet.") and re.search(r"attn2\.to_[kv]$", name) and n in _CROSS: return _CROSS[n]
-        if name.startswith("transformer.transformer_blocks.") and name.endswith("attn.add_q_proj"): return {3072: "flux1", 1536: "sd3", 2432: "sd3"}.get(n, "unknown")
+        if name.startswith("transformer.transformer_blocks.") and name.endswith("attn.add_q_proj") and n in _JOINT: return _JOINT[n]
     return next((arch for pattern, arch in _MARKS for name in (*shapes, *raw) if re.match(pattern, name) and not (arch == "llm" and name.startswith("text_encoder"))), "unknown")
 
 # %% ../nbs/03a_names.ipynb #ff2e22ae

@@ -1,0 +1,229 @@
+"Real clients as oracles: what PEFT and diffusers apply is what we read and write, scale · B · A to 1e-5, in both directions"
+import copy, json, logging, warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import loragrass as lg
+
+peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+TOL = 1e-5
+
+def quiet(path, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lg.load(path, **options)
+
+def close(applied, expected):
+    assert set(applied) == set(expected), (sorted(set(applied) ^ set(expected))[:4])
+    for name, delta in applied.items(): assert (delta - expected[name]).abs().max() < TOL, name
+
+def random_lora(shapes, ranks=(3,), scales=(0.5,), seed=0, **options):
+    "A LoRA of canonical module → weight shape (and whether it is turned), cycling through ranks and scales"
+    g, updates = torch.Generator().manual_seed(seed), {}
+    for i, (module, (shape, turned)) in enumerate(shapes.items()):
+        flat = (shape[0], shape[1:].numel())
+        m, n = flat[::-1] if turned else flat
+        r = min(ranks[i % len(ranks)], m, n)
+        updates[module] = lg.LoRAUpdate(torch.randn(m, r, generator=g) / 4, torch.randn(r, n, generator=g) / 4, scales[i % len(scales)], tuple(shape), turned)
+    return lg.LoRA(updates, "random", **options)
+
+# PEFT
+
+SMALL = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+
+def llama():
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=False))
+def bert(): return transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, max_position_embeddings=32))
+def vit():
+    c = {k: v for k, v in SMALL.items() if k != "vocab_size"}
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**c, image_size=16, patch_size=4))
+def gpt2(): return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32))
+
+CASES = { # model, LoraConfig
+    "llama": (llama, dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])),
+    "rslora": (llama, dict(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "v_proj"])),
+    "patterns": (llama, dict(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj"], rank_pattern={"q_proj": 2, r"layers\.1\..*v_proj": 6}, alpha_pattern={"k_proj": 3, "^model.layers.0.self_attn.q_proj": 16})),
+    "embedding": (llama, dict(r=4, lora_alpha=8, target_modules=["embed_tokens", "lm_head", "q_proj"])),
+    "bert": (bert, dict(r=4, lora_alpha=8, target_modules=["query", "value"], task_type="SEQ_CLS")),
+    "vit": (vit, dict(r=4, lora_alpha=2, target_modules=["q_proj", "v_proj", "fc1", "projection"])),
+    "gpt2": (gpt2, dict(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj", "wte"], fan_in_fan_out=True)),
+}
+
+def peft_deltas(base, folder):
+    "What PEFT adds to each weight of the base"
+    before = {n: p.detach().clone() for n, p in base.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        merged = peft.PeftModel.from_pretrained(base, folder).merge_and_unload()
+    deltas = {n: p.detach() - before[n] for n, p in merged.named_parameters() if n in before}
+    return {n.removesuffix(".weight"): d for n, d in deltas.items() if d.abs().max() > 0}
+
+def trained(case, folder):
+    "An adapter of random numbers, saved by PEFT; the deltas that PEFT applies"
+    make, config = CASES[case]
+    torch.manual_seed(0)
+    base = make().eval()
+    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**config))
+    for name, p in model.named_parameters():
+        if "lora_" in name: torch.nn.init.normal_(p, std=0.2)
+    model.save_pretrained(folder)
+    return base, peft_deltas(copy.deepcopy(base), folder)
+
+@pytest.mark.parametrize("case", CASES)
+def test_peft_and_we_read_one_delta_and_write_it_back(tmp_path, case):
+    base, applied = trained(case, tmp_path/"theirs")
+    lora = quiet(tmp_path/"theirs")
+    close(applied, {m: u.dense() for m, u in lora.items()})
+    for name, ragged in (("ours", False), ("ragged", True)):
+        lg.save(lora, tmp_path/name, ragged=ragged)
+        close(peft_deltas(copy.deepcopy(base), tmp_path/name), applied)
+        close({m: u.dense() for m, u in quiet(tmp_path/name).items()}, applied)
+    config = json.loads((tmp_path/"ours"/"adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] and not config["rank_pattern"]
+
+def test_peft_reads_what_we_compute_in_half_precision(tmp_path):
+    base = llama().eval()
+    shapes = {n.removesuffix(".weight"): (p.shape, False) for n, p in base.named_parameters() if n.endswith("proj.weight")}
+    lora = random_lora(shapes, ranks=(1, 2, 5), scales=(0.3, 2.0, -1.0))
+    for dtype in (torch.bfloat16, torch.float16):
+        saved = lg.save(lora, tmp_path/str(dtype), format="peft", dtype=dtype)
+        close(peft_deltas(copy.deepcopy(base), tmp_path/str(dtype)), {m: u.dense() for m, u in quiet(tmp_path/str(dtype)).items()})
+        assert saved.rel_error < 4 * torch.finfo(dtype).eps
+
+def test_peft_applies_a_bias_of_lora_as_before(tmp_path):
+    torch.manual_seed(0)
+    base = bert().eval()
+    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=4, lora_alpha=8, lora_bias=True, target_modules=["query"]))
+    for name, p in model.named_parameters():
+        if "lora_" in name: torch.nn.init.normal_(p)
+    model.save_pretrained(tmp_path/"theirs")
+    with pytest.warns(UserWarning, match="W6"): lora = lg.load(tmp_path/"theirs")
+    lg.save(lora, tmp_path/"ours")
+    close(peft_deltas(copy.deepcopy(base), tmp_path/"ours"), peft_deltas(copy.deepcopy(base), tmp_path/"theirs"))
+
+@pytest.mark.parametrize("kind", ["AdaLoraConfig", "LoHaConfig", "LoKrConfig", "VeraConfig"])
+def test_other_kinds_of_peft(tmp_path, kind):
+    torch.manual_seed(0)
+    base = llama().eval()
+    config = {"AdaLoraConfig": dict(total_step=10, init_r=4, lora_alpha=8), "LoHaConfig": dict(r=3, alpha=6), "LoKrConfig": dict(r=2, alpha=6), "VeraConfig": dict(r=4)}[kind]
+    model = peft.get_peft_model(copy.deepcopy(base), getattr(peft, kind)(target_modules=["q_proj", "o_proj"], **config))
+    for name, p in model.named_parameters():
+        if p.requires_grad: torch.nn.init.normal_(p, std=0.3)
+    model.save_pretrained(tmp_path/"theirs")
+    lora, applied = quiet(tmp_path/"theirs"), peft_deltas(copy.deepcopy(base), tmp_path/"theirs")
+    close(applied, {m: u.dense() for m, u in lora.items()})
+    lg.save(lora, tmp_path/"ours")
+    close(peft_deltas(copy.deepcopy(base), tmp_path/"ours"), applied)
+
+# diffusers
+
+def text_encoder(seed=0):
+    return transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16, projection_dim=16))
+
+def sd15():
+    diffusers = pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=16, attention_head_dim=4,
+                                          down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+    return diffusers.StableDiffusionPipeline(vae=None, text_encoder=text_encoder(), tokenizer=None, unet=unet, scheduler=diffusers.DDIMScheduler(), safety_checker=None, feature_extractor=None,
+                                             image_encoder=None, requires_safety_checker=False)
+
+def sdxl():
+    diffusers = pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(8, 16, 16), norm_num_groups=4, cross_attention_dim=16, attention_head_dim=4,
+                                          down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                                          transformer_layers_per_block=(1, 1, 2), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40)
+    return diffusers.StableDiffusionXLPipeline(vae=None, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=unet, scheduler=diffusers.DDIMScheduler())
+
+def flux():
+    diffusers = pytest.importorskip("diffusers")
+    transformer = diffusers.FluxTransformer2DModel(patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16,
+                                                   axes_dims_rope=(4, 4, 8), guidance_embeds=True)
+    return diffusers.FluxPipeline(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, transformer=transformer)
+
+COMPONENTS = ("unet", "transformer", "text_encoder")
+WANTED = {"unet": r"attn[12]\.to_|\.ff\.net|proj_(?:in|out)$|resnets\.\d\.conv|samplers", "transformer": r"transformer_blocks\..*(?:attn\.|ff|proj_)", "text_encoder": r"self_attn\.\w+_proj$|fc[12]$"}
+
+def weights(pipe): return {f"{c}.{n}": p for c in COMPONENTS if (model := getattr(pipe, c, None)) is not None for n, p in model.named_parameters()}
+
+def canonical_modules(pipe):
+    "Canonical module → (weight shape, False), of everything that trainers tune"
+    import re
+    shapes = {}
+    for c in COMPONENTS:
+        for n, module in (getattr(pipe, c, None) or torch.nn.Module()).named_modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and re.search(WANTED[c], n):
+                shapes[f"{c}.{n}" if c != "text_encoder" or n.startswith("text_model") else f"{c}.text_model.{n}"] = (module.weight.shape, False)
+    return shapes
+
+@pytest.fixture(scope="module")
+def pipes():
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    return {make.__name__: make() for make in (sd15, sdxl, flux)}
+
+def diffusers_deltas(pipe, path):
+    "What diffusers adds to each weight; the pipeline is left as it was"
+    before = {n: p.detach().clone() for n, p in weights(pipe).items()}
+    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="a")
+    pipe.fuse_lora(components=[c for c in COMPONENTS if getattr(pipe, c, None) is not None and c in pipe._lora_loadable_modules])
+    pipe.unload_lora_weights()
+    after = weights(pipe)
+    deltas = {n.removesuffix(".weight"): after[n].detach() - before[n] for n in before}
+    with torch.no_grad():
+        for n, p in after.items(): p.copy_(before[n])
+    return {n if not n.startswith("text_encoder.encoder") else n.replace("text_encoder.", "text_encoder.text_model."): d for n, d in deltas.items() if d.abs().max() > 0}
+
+RANKS = {"uniform": ((4,), (0.5,)), "alpha = rank": ((1, 2, 4), (1.0,)), "every scale": ((1, 3, 4), (0.5, 2.0, 0.7))}
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+@pytest.mark.parametrize("model", ["sd15", "sdxl", "flux"])
+def test_diffusers_applies_what_we_write(tmp_path, pipes, model, format, ranks):
+    shapes = canonical_modules(pipes[model])
+    if model == "flux" and format == "kohya": shapes = {m: s for m, s in shapes.items() if "single" not in m} # diffusers hard-codes the true width of single blocks
+    arch = {"sdxl": "unknown", "flux": "flux1"}.get(model, model) # a tiny SDXL has no block of the true one's count
+    lora = random_lora(shapes, *RANKS[ranks], format=format, arch=arch)
+    lg.save(lora, tmp_path/"a.safetensors")
+    close(diffusers_deltas(pipes[model], tmp_path/"a.safetensors"), {m: u.dense() for m, u in lora.items()})
+
+def test_diffusers_reads_the_original_names_of_sdxl(tmp_path, pipes):
+    shapes = {m: s for m, s in canonical_modules(pipes["sdxl"]).items() if m.startswith("unet.")}
+    lora = random_lora(shapes, (3,), format="kohya", arch="sdxl")
+    lg.save(lora, tmp_path/"a.safetensors", dtype=torch.float32)
+    from loragrass.lora_io import TensorFile
+    assert any("input_blocks_4_1" in k for k in TensorFile(tmp_path/"a.safetensors"))
+    close(diffusers_deltas(pipes["sdxl"], tmp_path/"a.safetensors"), {m: u.dense() for m, u in lora.items()})
+
+@pytest.mark.parametrize("model", ["sd15", "flux"])
+def test_diffusers_saves_and_we_read_one_delta(tmp_path, pipes, model):
+    pipe = pipes[model]
+    layers, metadata = {}, {}
+    for c in COMPONENTS:
+        if (part := getattr(pipe, c, None)) is None: continue
+        torch.manual_seed(1)
+        tuned = peft.get_peft_model(copy.deepcopy(part), peft.LoraConfig(r=3, lora_alpha=6, target_modules=r".*(?:to_q|to_v|to_out\.0|q_proj|v_proj|proj_mlp)"))
+        for n, p in tuned.named_parameters():
+            if "lora_" in n: torch.nn.init.normal_(p, std=0.3)
+        layers[f"{c}_lora_layers"] = {k.removeprefix("base_model.model."): v for k, v in peft.get_peft_model_state_dict(tuned).items()}
+        metadata[f"{c}_lora_adapter_metadata"] = tuned.peft_config["default"].to_dict()
+    type(pipe).save_lora_weights(tmp_path, weight_name="a.safetensors", **layers, **metadata)
+    lora = quiet(tmp_path/"a.safetensors")
+    assert {u.scale for u in lora.values()} == {2.0} # from the header
+    close(diffusers_deltas(pipe, tmp_path/"a.safetensors"), {m: u.dense() for m, u in lora.items()})
+
+@pytest.mark.parametrize("alpha", ["tensor", "none"])
+def test_a_fused_kohya_file_of_flux_means_the_same_to_diffusers(tmp_path, pipes, alpha):
+    t = {}
+    for i, (raw, m, n) in enumerate([("img_attn_qkv", 96, 32), ("txt_attn_qkv", 96, 32), ("img_mlp_0", 128, 32), ("img_mlp_2", 32, 128), ("txt_attn_proj", 32, 32)]):
+        torch.manual_seed(i)
+        name, r = f"lora_unet_double_blocks_0_{raw}", 2 + i % 2
+        t |= {f"{name}.lora_up.weight": torch.randn(m, r) / 4, f"{name}.lora_down.weight": torch.randn(r, n) / 4} | ({f"{name}.alpha": torch.tensor(float(r))} if alpha == "tensor" else {})
+    save_file(t, tmp_path/"a.safetensors")
+    lora = quiet(tmp_path/"a.safetensors")
+    applied = diffusers_deltas(pipes["flux"], tmp_path/"a.safetensors")
+    close(applied, {m: u.dense() for m, u in lora.items()})
+    lg.save(lora, tmp_path/"b.safetensors")
+    close(diffusers_deltas(pipes["flux"], tmp_path/"b.safetensors"), applied)

@@ -1,0 +1,355 @@
+"Every key list is read completely, names agree with the tables, and every refusal is made from a really bad file"
+import json, struct, time, warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import loragrass as lg
+from loragrass.kinds import parse_key
+from loragrass.lora_io import TensorFile
+from loragrass.names import canonical, kohya_modules, split_rows
+from lora_files import LISTS, MAPS, PEFT_TYPES, adapter, kohya, peft_folder, tensors
+
+NAME = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+def quiet(path, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lg.load(path, **options)
+
+# names
+
+@pytest.mark.parametrize("table, arch", [("sd15", "sd15"), ("sdxl", "sdxl"), ("sdxl_text_encoders", "sdxl")])
+def test_names_agree_with_the_table_in_both_directions(table, arch):
+    for kohya_name, name in MAPS[table].items():
+        assert canonical(kohya_name) == ("kohya", [name])
+        assert kohya_modules([name], arch) == {kohya_name: [name]}
+
+def test_flux_modules_split_and_fuse_as_the_table_says():
+    for kohya_name, parts in MAPS["flux"].items():
+        names, rows = [name for name, _ in parts], [m for _, m in parts]
+        assert canonical(kohya_name)[1] == canonical(kohya_name.replace("lora_unet_", "diffusion_model.", 1).replace("blocks_", "blocks."))[1] == names
+        assert split_rows(len(names), sum(rows), 3072) == rows
+        assert all(kohya_modules([name], "flux1") == {kohya_name: names} for name in names)
+
+# what is read
+
+SHARED = {**dict.fromkeys(("sd15_diffusers_peft", "sd15_diffusers_new", "sd15_diffusers_old", "sd15_diffusers_attnprocs"), "sd15_kohya"), "sdxl_diffusers_peft": "sdxl_kohya",
+          "flux_diffusers_peft": "flux_kohya", "flux_diffusers_dreambooth": "flux_kohya", "flux_kohya": "flux_comfy_bfl"}
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    "List → canonical names, from the list's keys alone"
+    return {name: {n for key in keys if (parsed := parse_key(key)) for n in canonical(parsed[0])[1]} for name, keys in LISTS.items()}
+
+@pytest.mark.parametrize("a, b", SHARED.items())
+def test_lists_of_one_model_align(names, a, b): assert names[a] <= names[b]
+
+@pytest.mark.parametrize("name", [n for n in LISTS if n != "peft_llama_dora"])
+def test_every_tensor_of_a_list_is_used_or_reported(tmp_path, name):
+    keys, moe = LISTS[name], "moe" in name
+    config = {"target_parameters": ["gate_up_proj"]} if moe else {"fan_in_fan_out": True} if "gpt2" in name else {}
+    lora = quiet(adapter(tmp_path, name, **config))
+    used = {key for r in lora.updates.recipes.values() for key in r.keys.values()}
+    kept, alphas = set(lora.passthrough), {key for key in keys if key.endswith(".alpha")}
+    assert used | kept | alphas == set(keys) and not used & kept
+    assert bool(kept) == any(i.code == "W6" and "kept" in i.text for i in lora.issues)
+    plain = {key for key in keys if parse_key(key) is None}
+    assert kept == plain | ({k for k in keys if "experts" in k} if moe else set())
+    for module in list(lora)[:3] + list(lora)[-3:]:
+        u, alpha = lora[module], 8 if name.startswith("peft_") else 1
+        r = next(iter(tensors({"x": ["r"]}, 4).values())).shape[0]
+        expected = {"ADALORA": 8 / (4 + 1e-5), "VERA": 1.0}.get(PEFT_TYPES.get(name, ""), alpha / r if alphas or name.startswith("peft_") else 1.0)
+        assert u.scale == pytest.approx(expected)
+
+def test_updates_of_a_list_are_scale_up_down(tmp_path):
+    path = adapter(tmp_path, "sd15_kohya_locon_extra")
+    lora, file = quiet(path), TensorFile(path)
+    for raw in ("lora_unet_down_blocks_0_resnets_0_conv1", "lora_unet_down_blocks_1_resnets_0_conv_shortcut"):
+        u = lora[MAPS["sd15"][raw]]
+        up, down = file[f"{raw}.lora_up.weight"].float(), file[f"{raw}.lora_down.weight"].float()
+        torch.testing.assert_close(u.dense(), 0.25 * torch.einsum("or,rihw->oihw", up.flatten(1), down))
+
+def test_bfl_and_kohya_slices_are_rows_of_the_fused_update(tmp_path):
+    lora, raw = quiet(adapter(tmp_path, "flux_kohya")), "lora_unet_single_blocks_3_linear1"
+    file = TensorFile(tmp_path/"flux_kohya.safetensors")
+    fused, at = file[f"{raw}.lora_up.weight"].float(), 0
+    for name, rows in MAPS["flux"][raw]:
+        assert torch.equal(lora[name].up.float(), fused[at:at + rows])
+        at += rows
+
+def test_block_diagonal_fused_updates_lose_their_zero_columns(tmp_path):
+    up = torch.block_diag(*[torch.randn(8, 2) for _ in range(3)])
+    save_file({"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": up, "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.randn(6, 8),
+               "lora_unet_double_blocks_0_img_attn_qkv.alpha": torch.tensor(6.0)}, tmp_path/"a.safetensors")
+    assert [u.rank for u in lg.load(tmp_path/"a.safetensors").values()] == [2, 2, 2]
+
+def test_peft_linear_layers_of_a_conv1d_model_are_not_turned(tmp_path):
+    t = {f"base_model.model.{m}.lora_{x}.weight": torch.randn(s) for m in ("transformer.h.0.attn.c_attn", "lm_head") for x, s in (("A", (2, 6)), ("B", (9, 2)))}
+    lora = lg.load(peft_folder(tmp_path/"a", t, r=2, lora_alpha=2, fan_in_fan_out=True))
+    assert [u.weight_shape for u in lora.values()] == [(9, 6), (6, 9)] if list(lora)[0] == "lm_head" else [(6, 9), (9, 6)]
+
+@pytest.mark.parametrize("alpha", [torch.tensor(3), torch.tensor([3.0]), torch.tensor(3.0, dtype=torch.float16), torch.tensor(3.0, dtype=torch.bfloat16)])
+def test_alpha_of_any_dtype_and_of_shape_one(tmp_path, alpha):
+    t = kohya((12, 10))
+    save_file(t | {next(k for k in t if k.endswith("alpha")): alpha}, tmp_path/"a.safetensors")
+    assert lg.load(tmp_path/"a.safetensors")[NAME].scale == 0.75
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes(tmp_path, dtype):
+    t = {k: v.to(dtype) for k, v in kohya((12, 10)).items()}
+    save_file(t, tmp_path/"a.safetensors")
+    u = lg.load(tmp_path/"a.safetensors")[NAME]
+    prefix = next(iter(t)).partition(".")[0]
+    assert u.up.dtype == dtype
+    torch.testing.assert_close(u.dense().double(), 0.5 * t[f"{prefix}.lora_up.weight"].double() @ t[f"{prefix}.lora_down.weight"].double(), atol=1e-5, rtol=1e-4)
+
+def test_mixed_ranks_and_dtypes_across_a_collection(tmp_path):
+    save_file(kohya((12, 10), (8, 10), rank=2), tmp_path/"a.safetensors")
+    save_file({k: v.half() for k, v in kohya((12, 10), rank=6).items()}, tmp_path/"b.safetensors")
+    with pytest.warns(UserWarning, match="W1"): loras = lg.load_all(tmp_path)
+    assert [u.rank for _, us in loras.stream() for u in us] == [2, 6]
+    ((_, full),) = [(m, us) for m, us in loras.stream(loras.coverage) if None in us]
+    assert full[1] is None and loras.to_frame().isna().sum().sum() == 1
+
+@pytest.mark.parametrize("scale", ["header", "config", "rslora", "pattern"])
+def test_scale_rules(tmp_path, scale):
+    pair = {f"{NAME}.lora_A.weight": torch.randn(4, 10), f"{NAME}.lora_B.weight": torch.randn(12, 4)}
+    if scale == "header":
+        save_file(pair, path := tmp_path/"a.safetensors", metadata={"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8, "unet.alpha_pattern": {"attn2.to_k": 1}})})
+        assert lg.load(path)[NAME].scale == 2
+        return
+    config = {"config": {}, "rslora": {"use_rslora": True}, "pattern": {"alpha_pattern": {"attn1.to_q": 6}}}[scale]
+    path = peft_folder(tmp_path/"a", {f"base_model.model.{k}": v for k, v in pair.items()}, r=4, lora_alpha=8, **config)
+    assert lg.load(path)[NAME].scale == {"config": 2.0, "rslora": 4.0, "pattern": 1.5}[scale]
+
+def test_peft_finds_the_first_pattern_that_ends_the_name(tmp_path):
+    t = {f"base_model.model.m.{i}.q.lora_{x}.weight": torch.randn(s) for i in range(2) for x, s in (("A", (4, 6)), ("B", (9, 4)))}
+    lora = lg.load(peft_folder(tmp_path/"a", t, r=4, lora_alpha=4, alpha_pattern={r"^m\.1\.q": 8, "q": 16}))
+    assert [lora[f"m.{i}.q"].scale for i in range(2)] == [4, 2]
+
+def test_the_callers_scale_is_used_only_where_the_file_names_none(tmp_path):
+    save_file(kohya((12, 10)), tmp_path/"told.safetensors")
+    save_file({k: v for k, v in kohya((12, 10)).items() if "alpha" not in k}, tmp_path/"untold.safetensors")
+    assert [lg.load(tmp_path/f"{n}.safetensors", scale=3)[NAME].scale for n in ("told", "untold")] == [0.5, 3]
+    assert lg.load(tmp_path/"untold.safetensors", alpha=6)[NAME].scale == 1.5
+
+@pytest.mark.parametrize("name, shapes, formula", [
+    ("loha", {"w1_a": (12, 2), "w1_b": (2, 10), "w2_a": (12, 2), "w2_b": (2, 10)}, lambda t: (t["w1_a"] @ t["w1_b"]) * (t["w2_a"] @ t["w2_b"])),
+    ("lokr", {"w1": (3, 2), "w2_a": (4, 2), "w2_b": (2, 5)}, lambda t: torch.kron(t["w1"], t["w2_a"] @ t["w2_b"])),
+    ("lokr", {"w1_a": (6, 1), "w1_b": (1, 5), "w2": (2, 2)}, lambda t: torch.kron(t["w1_a"] @ t["w1_b"], t["w2"]))])
+def test_lycoris(tmp_path, name, shapes, formula):
+    raw = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    t = {role: torch.randn(s, dtype=torch.float64) for role, s in shapes.items()}
+    rank = t["w2_b" if "w2_b" in t else "w1_b"].shape[0] if name == "lokr" else 2
+    save_file({f"{raw}.{'hada' if name == 'loha' else 'lokr'}_{role}": v.float() for role, v in t.items()} | {f"{raw}.alpha": torch.tensor(1.0)}, tmp_path/"a.safetensors")
+    torch.testing.assert_close(lg.load(tmp_path/"a.safetensors")[NAME].dense().double(), formula(t) / rank, atol=1e-5, rtol=1e-4)
+
+def test_flat_kernels_of_lycoris_get_their_shape_back(tmp_path):
+    raw, r = "lora_unet_mid_block_resnets_0_conv1", 2
+    save_file({f"{raw}.hada_{w}": torch.randn(12, r) if w.endswith("a") else torch.randn(r, 10 * 9) for w in ("w1_a", "w1_b", "w2_a", "w2_b")}, tmp_path/"a.safetensors")
+    assert quiet(tmp_path/"a.safetensors")["unet.mid_block.resnets.0.conv1"].dense().shape == (12, 10, 3, 3)
+
+def test_vera_adalora_and_mlx(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    A, B, b, d, E = (torch.randn(s, generator=g) for s in ((4, 10), (12, 4), (8,), (4,), (4, 1)))
+    vera = quiet(peft_folder(tmp_path/"vera", {"base_model.vera_A": A, "base_model.vera_B": B, "base_model.model.q.vera_lambda_b": b, "base_model.model.q.vera_lambda_d": d}, peft_type="VERA", r=4))
+    torch.testing.assert_close(vera["q"].dense(), torch.diag(b) @ B[:8] @ torch.diag(d) @ A)
+    ada = lg.load(peft_folder(tmp_path/"ada", {"base_model.model.q.lora_A": A, "base_model.model.q.lora_B": B, "base_model.model.q.lora_E": E}, peft_type="ADALORA", lora_alpha=8))
+    torch.testing.assert_close(ada["q"].dense(), 8 / (4 + 1e-5) * B @ (A * E))
+    mlx = tmp_path/"mlx"; mlx.mkdir()
+    save_file({"model.layers.0.self_attn.q_proj.lora_a": A.mT.contiguous(), "model.layers.0.self_attn.q_proj.lora_b": B.mT.contiguous()}, mlx/"adapters.safetensors")
+    (mlx/"adapter_config.json").write_text(json.dumps({"lora_parameters": {"rank": 4, "scale": 20.0}}))
+    torch.testing.assert_close(lg.load(mlx)["model.layers.0.self_attn.q_proj"].dense(), 20 * B @ A)
+
+def test_equal_duplicates_are_dropped_with_a_remark(tmp_path):
+    t = kohya((12, 10))
+    up, down, alpha = t.values()
+    save_file(t | {f"{NAME}.lora_B.weight": up / 2, f"{NAME}.lora_A.weight": down.clone()}, tmp_path/"a.safetensors")
+    lora = quiet(tmp_path/"a.safetensors")
+    assert list(lora) == [NAME] and [i.code for i in lora.issues] == ["W6"]
+
+# what is refused: E1 … E14, each from a really bad file
+
+def _raw(header, data=b""): text = header if isinstance(header, bytes) else json.dumps(header).encode(); return struct.pack("<Q", len(text)) + text + data
+def _st(tmp, t, **meta): save_file(t, tmp/"a.safetensors", **meta); return tmp/"a.safetensors"
+def _bytes(tmp, data, name="a.safetensors"): (tmp/name).write_bytes(data); return tmp/name
+F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+PAIR = {"q.lora_A.weight": torch.ones(2, 6), "q.lora_B.weight": torch.ones(9, 2)}
+PEFT = {f"base_model.model.{k}": v for k, v in PAIR.items()}
+LOKR = {"q.lokr_w1": torch.ones(4, 4), "q.lokr_w2": torch.ones(3, 3)}
+LOHA = {f"q.hada_{w}": torch.ones(6, 3) if w.endswith("a") else torch.ones(3, 6) for w in ("w1_a", "w1_b", "w2_a", "w2_b")}
+GOOD = lambda tmp: _st(tmp, kohya((12, 10))).read_bytes()  # noqa: E731
+
+BAD = {
+    "empty": ("E1", lambda p: _bytes(p, b""), "0 bytes"),
+    "html": ("E1", lambda p: _bytes(p, b"<!DOCTYPE html><html></html>"), "login"),
+    "lfs": ("E1", lambda p: _bytes(p, b"version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
+    "zip": ("E1", lambda p: _bytes(p, b"PK\x03\x04" + bytes(50)), "pickle"),
+    "json": ("E1", lambda p: _bytes(p, b'{"error": "Unauthorized"}'), "JSON"),
+    "text": ("E1", lambda p: _bytes(p, b"some text that is no adapter at all"), "not a safetensors file"),
+    "header json": ("E1", lambda p: _bytes(p, _raw(b'{"a": ')), "not valid"),
+    "header nested": ("E1", lambda p: _bytes(p, _raw(b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}")), "not valid"),
+    "twice": ("E1", lambda p: _bytes(p, _raw(b'{"a.lora_A.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a.lora_A.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4))), "twice"),
+    "overlap": ("E1", lambda p: _bytes(p, _raw({"a": F32, "b": F32}, bytes(8))), "overlap"),
+    "gap": ("E1", lambda p: _bytes(p, _raw({"a": F32, "b": F32 | {"data_offsets": [8, 12]}}, bytes(12))), "gap"),
+    "no dtype": ("E1", lambda p: _bytes(p, _raw({"a": F32 | {"dtype": "F31"}}, bytes(4))), "unknown"),
+    "zero size": ("E1", lambda p: _bytes(p, _raw({"a": {"dtype": "F32", "shape": [0, 3], "data_offsets": [0, 0]}})), "no numbers"),
+    "negative": ("E1", lambda p: _bytes(p, _raw({"a": F32 | {"shape": [-1]}}, bytes(4))), "no numbers"),
+    "bool shape": ("E1", lambda p: _bytes(p, _raw({"a": F32 | {"shape": [True]}}, bytes(4))), "expected dtype"),
+    "sizes": ("E1", lambda p: _bytes(p, _raw({"a": F32 | {"shape": [2]}}, bytes(4))), "takes 8 bytes"),
+    "path": ("E1", lambda p: _bytes(p, _raw({"../../etc/passwd": F32}, bytes(4))), "no name of a tensor"),
+    "metadata": ("E1", lambda p: _bytes(p, _raw({"__metadata__": {"a": 1}, "b": F32}, bytes(4))), "must map names to text"),
+    "truncated": ("E2", lambda p: _bytes(p, GOOD(p)[:-7]), "header promises"),
+    "short header": ("E2", lambda p: _bytes(p, GOOD(p)[:30]), "truncated"),
+    "trailing": ("E2", lambda p: _bytes(p, GOOD(p) + b"more"), "belongs to no tensor"),
+    "pickle": ("E3", lambda p: _bytes(p, b"\x80\x02", "a.pt"), "weights_only"),
+    "pickle in folder": ("E3", lambda p: _bytes(p, b"\x80\x02", "adapter_model.bin").parent, "weights_only"),
+    "nan": ("E4", lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.full((9, 2), torch.nan)}), "18 NaN or infinite values"),
+    "inf": ("E4", lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.full((9, 2), torch.inf)}), "1 of 1 modules"),
+    "half": ("E5", lambda p: _st(p, {"q.lora_A.weight": torch.ones(2, 6)}), "q has down but no up"),
+    "half lokr": ("E5", lambda p: _st(p, {"q.lokr_w1": torch.ones(2, 6), "q.lokr_w2_a": torch.ones(2, 6)}), "w2_b"),
+    "ranks": ("E6", lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.ones(9, 3)}), "ranks 2 and 3 differ"),
+    "dims": ("E6", lambda p: _st(p, PAIR | {"q.lora_A.weight": torch.ones(2)}), "missing"),
+    "ints": ("E6", lambda p: _st(p, {k: v.long() for k, v in PAIR.items()}), "floating-point"),
+    "flux rows": ("E6", lambda p: _st(p, {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(2, 6), "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": torch.ones(10, 2)}), "10 rows"),
+    "both": ("E8", lambda p: _st(p, kohya((9, 6)) | {f"{NAME}.lora_A.weight": torch.ones(2, 6), f"{NAME}.lora_B.weight": torch.ones(9, 2)}), "different values"),
+    "adapters": ("E8", lambda p: _st(p, PAIR | {"q.lora_A.default.weight": torch.ones(2, 6)}), "claim to be"),
+    "dora": ("E9", lambda p: _st(p, PAIR | {"q.dora_scale": torch.ones(9, 1)}), "ignore_magnitude"),
+    "peft dora": ("E9", lambda p: peft_folder(p/"a", PEFT | {"base_model.model.q.lora_magnitude_vector": torch.ones(9)}, r=2, use_dora=True), "ignore_magnitude"),
+    "lokr": ("E10", lambda p: _st(p, LOKR), "approx_rank"),
+    "loha": ("E10", lambda p: _st(p, LOHA), "approx_rank"),
+    "oft": ("E10", lambda p: _st(p, {"lora_unet_x.oft_blocks": torch.ones(2, 3, 3)}), "OFT"),
+    "diff": ("E10", lambda p: _st(p, {"lora_unet_x.diff": torch.ones(3, 3), "lora_unet_x.alpha": torch.ones(())}), "full difference"),
+    "boft": ("E10", lambda p: peft_folder(p/"a", {"base_model.model.q.boft_R": torch.ones(2, 2)}, peft_type="BOFT"), "BOFT"),
+    "no config": ("E11", lambda p: _st(p, PEFT), "scale"),
+    "config text": ("E11", lambda p: (_bytes(peft_folder(p/"a", PEFT), b"{", "adapter_config.json").parent), "JSON"),
+    "config type": ("E11", lambda p: peft_folder(p/"a", PEFT, lora_alpha="eight"), "should be a number"),
+    "header config": ("E11", lambda p: _st(p, PAIR, metadata={"lora_adapter_metadata": "[1"}), "not valid JSON"),
+    "fixed scale": ("E11", lambda p: _st(p, kohya((12, 10)) | {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.scale": torch.tensor(3.0)}), "ignored by others"),
+    "pissa": ("E12", lambda p: peft_folder(p/"a", PEFT, init_lora_weights="pissa_niter_4"), "changes the base model"),
+    "replication": ("E12", lambda p: peft_folder(p/"a", PEFT, layer_replication=[[0, 2]]), "layer_replication"),
+    "model": ("E13", lambda p: _st(p, {"model.embed.weight": torch.ones(3, 3)}), "no LoRA tensors found; 1 keys"),
+    "empty folder": ("E13", lambda p: p, "found nothing"),
+    "header size": ("E14", lambda p: _bytes(p, struct.pack("<Q", 1 << 63) + b"{" + bytes(99)), "over the limit"),
+    "ndim": ("E14", lambda p: _st(p, PAIR | {"x": torch.ones(1, 1, 1, 1, 1, 1)}), "6 dimensions"),
+    "dim": ("E14", lambda p: _st(p, PAIR | {"x": torch.ones((1 << 20) + 1, dtype=torch.uint8)}), "'dim'"),
+    "rank": ("E14", lambda p: _st(p, {"q.lora_A.weight": torch.ones(4097, 2), "q.lora_B.weight": torch.ones(3, 4097)}), "'rank'"),
+    "expansion": ("E14", lambda p: _st(p, {"q.lokr_w1": torch.ones(1, 300), "q.lokr_w2_a": torch.ones(512, 512), "q.lokr_w2_b": torch.ones(512, 600)}), "'numbers'"),
+    "alpha": ("E14", lambda p: _st(p, kohya((12, 10), alpha=-1.0)), "from 0 to"),
+    "scale": ("E14", lambda p: peft_folder(p/"a", PEFT, lora_alpha=1e8), "10,000"),
+    "pattern": ("E14", lambda p: peft_folder(p/"a", PEFT, alpha_pattern={"(a+)+$": 3}), "for ever"),
+}
+
+@pytest.mark.parametrize("code, make, text", BAD.values(), ids=BAD)
+def test_bad_files(tmp_path, code, make, text):
+    path = make(tmp_path)
+    with pytest.raises(lg.LoRAFormatError) as e: lg.load(path)
+    assert e.value.code == code and text in str(e.value) and str(e.value.path).startswith(str(tmp_path)) and len(str(e.value)) < 600
+
+def test_shapes_that_differ_between_files(tmp_path): # E7
+    for name, n in (("a", 10), ("b", 10), ("c", 16)): save_file(kohya((12, n)), tmp_path/f"{name}.safetensors")
+    with pytest.warns(UserWarning, match="1 files skipped"): loras = lg.load_all(tmp_path)
+    assert [x.name for x in loras] == ["a", "b"] and loras.skipped[0].code == "E7" and "12 × 16" in str(loras.skipped[0])
+    with pytest.raises(lg.LoRAFormatError, match="different base models"): lg.load_all(tmp_path, strict=True)
+
+def test_a_file_that_changes_while_it_is_read(tmp_path):
+    lora = lg.load(_st(tmp_path, kohya((12, 10))))
+    _st(tmp_path, kohya((12, 10), rank=5))
+    with pytest.raises(lg.LoRAFormatError, match="changed"): lora[NAME]
+
+# options
+
+def test_options_make_an_exception_explicit(tmp_path):
+    dora = quiet(_st(tmp_path, PAIR | {"q.dora_scale": torch.ones(9, 1)}), ignore_magnitude=True)
+    assert list(dora.passthrough) == ["q.dora_scale"] and dora.issues[0].code == "W6"
+    w1, w2 = torch.randn(4, 4), torch.randn(3, 3)
+    lokr = quiet(_st(tmp_path, {"q.lokr_w1": w1, "q.lokr_w2": w2, "q.alpha": torch.tensor(7.0)}), approx_rank=2)
+    U, S, Vh = torch.linalg.svd(torch.kron(w1, w2))
+    torch.testing.assert_close(lokr["q"].dense(), U[:, :2] * S[:2] @ Vh[:2], atol=1e-5, rtol=1e-4)
+    assert lokr["q"].scale == 1 and f"{(S[:2]**2).sum() / (S**2).sum():.1%}" in lokr.issues[-1].text
+    loha = quiet(_st(tmp_path, {k: torch.randn(v.shape) for k, v in LOHA.items()}), approx_rank=2)
+    assert loha["q"].rank == loha.peek("q").rank == 2
+    assert lg.load(_st(tmp_path, PEFT), scale=2.0)["q"].scale == 2
+    assert quiet(_st(tmp_path, PAIR | {"x": torch.ones(1, 1, 1, 1, 1, 1)}), limits={"ndim": 6})["q"].rank == 2
+
+def test_drop_bad_leaves_modules_out(tmp_path):
+    path = _st(tmp_path, PAIR | {"p.lora_A.weight": torch.ones(2, 6), "p.lora_B.weight": torch.full((9, 2), torch.nan)})
+    with pytest.warns(UserWarning, match="E4"): assert list(lg.load(path, drop_bad=True)) == ["q"]
+    with pytest.warns(UserWarning, match="remarks"): assert list(lg.load_all([path], drop_bad=True)[0]) == ["q"]
+
+# warnings
+
+WARN = {
+    "E15": lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.zeros(9, 2)}),
+    "W3": lambda p: _st(p, kohya((12, 10)) | {"lora_unet_x.lora_up.weight": torch.ones(9, 2), "lora_unet_x.lora_down.weight": torch.ones(2, 9)}),
+    "W4": lambda p: _st(p, {f"{m}.lora_{x}.weight": torch.ones(s) for m in ("transformer.single_transformer_blocks.0.attn.to_q", "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q") for x, s in (("A", (2, 6)), ("B", (9, 2)))}),
+    "W5": lambda p: _st(p, {"q.lora_A.weight": torch.ones(513, 6), "q.lora_B.weight": torch.ones(9, 513)}),
+    "W6": lambda p: _st(p, PAIR | {"q.diff_b": torch.ones(9)}),
+    "E6": lambda p: peft_folder(p/"a", PEFT, r=8, lora_alpha=8),
+}
+
+@pytest.mark.parametrize("code", WARN)
+def test_warnings(tmp_path, code):
+    with pytest.warns(UserWarning, match=rf"\[{code}\]"): lora = lg.load(WARN[code](tmp_path))
+    assert [i.code for i in lora.issues] == [code]
+
+def test_warnings_of_collections(tmp_path):
+    for name, base, extra in (("a", "sd_v1", 1), ("b", "sdxl_base_v1-0", 2)): save_file(kohya(*[(12, 10)] * extra), tmp_path/f"{name}.safetensors", metadata={"ss_base_model_version": base})
+    (tmp_path/"c.pt").write_bytes(b"\x80\x02")
+    (tmp_path/"optimizer.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning) as caught: loras = lg.load_all(tmp_path)
+    text = " ".join(str(w.message) for w in caught)
+    assert all(x in text for x in ("[W1]", "[W2]", "c.pt", "optimizer")) and len(loras.skipped) == 2 and "2 files skipped" in repr(loras)
+    with pytest.raises(lg.LoRAFormatError): lg.load_all([tmp_path/"optimizer.safetensors"], strict=True)
+
+def test_a_folder_finds_adapters_below_it_and_no_link_out_of_it(tmp_path):
+    deep = tmp_path/"all"/"deep"; deep.mkdir(parents=True)
+    save_file(kohya((12, 10)), tmp_path/"outside.safetensors")
+    (deep/"link.safetensors").symlink_to(tmp_path/"outside.safetensors")
+    save_file(kohya((12, 10)), deep/"b.safetensors")
+    peft_folder(deep/"peft", {f"base_model.model.{NAME}.lora_A.weight": torch.ones(2, 10), f"base_model.model.{NAME}.lora_B.weight": torch.ones(12, 2)}, r=2, lora_alpha=2)
+    with pytest.warns(UserWarning, match="link"): loras = lg.load_all(tmp_path/"all")
+    assert sorted(x.name for x in loras) == ["b", "peft"] and loras.modules == [NAME]
+
+# at size
+
+def test_an_sdxl_header_takes_milliseconds(tmp_path):
+    path = adapter(tmp_path, "sdxl_kohya", rank=1)
+    start = time.process_time()
+    TensorFile(path)
+    assert time.process_time() - start < 0.25 # 0.03 on an idle core
+
+def test_hundreds_of_files_open_no_handles_and_hold_no_tensors(tmp_path):
+    import resource
+    for i in range(300): save_file(kohya((12, 10)), tmp_path/f"{i:03d}.safetensors")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        loras = lg.load_all(tmp_path)
+        ((_, updates),) = loras.stream()
+        assert len(updates) == 300
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+def test_lora_is_picklable_and_lazy(tmp_path):
+    import pickle
+    lora = lg.load(_st(tmp_path, kohya((1200, 1000), rank=64)))
+    data = pickle.dumps(lora)
+    assert len(data) < 10_000 and torch.equal(pickle.loads(data)[NAME].up, lora[NAME].up)
+
+# data sets
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_rows_of_a_data_set(tmp_path, flat):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("datasets")
+    sizes = {f"unet.down_blocks.{i}.attentions.0.transformer_blocks.0.{a}.{p}": (320 * 2**i, 768 if (a, p) == ("attn2", "to_v") else 320 * 2**i) for i in range(2) for a in ("attn1", "attn2") for p in ("to_q", "to_v")}
+    rows = [{m: (torch.randn(s[0], 1), torch.randn(1, s[1])) for m, s in sizes.items()} for _ in range(5)]
+    cell = (lambda t: t.flatten().tolist()) if flat else (lambda t: t.tolist())
+    columns = {f"{m}.lora.{x}.weight": [cell(row[m][j]) for row in rows] for m in sizes for j, x in enumerate(("up", "down"))}
+    pq.write_table(pa.table(columns | {"category_label": list("abcde")}), tmp_path/"a.parquet")
+    for i, lora in enumerate(lg.load_lora_dataset(tmp_path/"a.parquet", batch_size=2)):
+        assert lora.metadata["category_label"] == "abcde"[i]
+        for m, (up, down) in rows[i].items(): torch.testing.assert_close(lora[m].dense(), up @ down)
+    assert len(lg.load_lora_dataset(tmp_path/"a.parquet", streaming=False)) == 5
