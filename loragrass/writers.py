@@ -12,7 +12,6 @@ import json, math, os, re, shutil, uuid, warnings
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from torch import Tensor
 from .formats import difference, load
 from .kinds import parse_key
 from .lora_io import DTYPES, LoRA, LoRAUpdate

@@ -67,7 +67,7 @@ def trained(case, folder):
     torch.manual_seed(0)
     base = make().eval()
     model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**config))
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if "lora_" in name: torch.nn.init.normal_(p, std=0.2)
     model.save_pretrained(folder)
     return base, peft_deltas(copy.deepcopy(base), folder)
@@ -97,7 +97,7 @@ def test_peft_applies_a_bias_of_lora_as_before(tmp_path):
     torch.manual_seed(0)
     base = bert().eval()
     model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=4, lora_alpha=8, lora_bias=True, target_modules=["query"]))
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if "lora_" in name: torch.nn.init.normal_(p)
     model.save_pretrained(tmp_path/"theirs")
     with pytest.warns(UserWarning, match="W6"): lora = lg.load(tmp_path/"theirs")
@@ -110,7 +110,7 @@ def test_other_kinds_of_peft(tmp_path, kind):
     base = llama().eval()
     config = {"AdaLoraConfig": dict(total_step=10, init_r=4, lora_alpha=8), "LoHaConfig": dict(r=3, alpha=6), "LoKrConfig": dict(r=2, alpha=6), "VeraConfig": dict(r=4)}[kind]
     model = peft.get_peft_model(copy.deepcopy(base), getattr(peft, kind)(target_modules=["q_proj", "o_proj"], **config))
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if p.requires_grad: torch.nn.init.normal_(p, std=0.3)
     model.save_pretrained(tmp_path/"theirs")
     lora, applied = quiet(tmp_path/"theirs"), peft_deltas(copy.deepcopy(base), tmp_path/"theirs")
