@@ -67,7 +67,7 @@ def trained(case, folder):
     torch.manual_seed(0)
     base = make().eval()
     model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**config))
-    for p in model.parameters():
+    for name, p in model.named_parameters():
         if "lora_" in name: torch.nn.init.normal_(p, std=0.2)
     model.save_pretrained(folder)
     return base, peft_deltas(copy.deepcopy(base), folder)
@@ -97,7 +97,7 @@ def test_peft_applies_a_bias_of_lora_as_before(tmp_path):
     torch.manual_seed(0)
     base = bert().eval()
     model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=4, lora_alpha=8, lora_bias=True, target_modules=["query"]))
-    for p in model.parameters():
+    for name, p in model.named_parameters():
         if "lora_" in name: torch.nn.init.normal_(p)
     model.save_pretrained(tmp_path/"theirs")
     with pytest.warns(UserWarning, match="W6"): lora = lg.load(tmp_path/"theirs")
