@@ -7,7 +7,7 @@ Docs: https://loragrass.github.io/loragrass/features.html.md"""
 # %% auto #0
 __all__ = ['SIDES', 'Flat', 'Spectral', 'Stats', 'Norms', 'Distribution', 'Frequency', 'Information', 'Ensemble']
 
-# %% ../nbs/05_features.ipynb #6fa35b98
+# %% ../nbs/05_features.ipynb #a89bbf2f
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from .lora_io import LoRACollection
+from .lora_io import LoRACollection, LoRAUpdate
 
-# %% ../nbs/05_features.ipynb #465994db
+# %% ../nbs/05_features.ipynb #7d2df916
 class _OnModules(TransformerMixin, BaseEstimator):
     "A transformer of adapters that learns at `fit` which modules there are"
     modules:str|None
@@ -51,7 +51,16 @@ class _OnModules(TransformerMixin, BaseEstimator):
                     raise ValueError(f"{name}: {m} is {lora.shapes[m]} and was {self.shapes_[m]} in fit; these are adapters of different base models")
         return X
 
-# %% ../nbs/05_features.ipynb #03c040e0
+    def _stream(self, X:LoRACollection)->Iterator[tuple[str, list[LoRAUpdate]]]:
+        "Module and updates, one module of all adapters at a time"
+        for module in self.modules_:
+            updates = [lora[module] for lora in X]
+            for lora, u in zip(X, updates):
+                if not all(t.float().isfinite().all() for t in (u.up, u.down)):
+                    raise ValueError(f"{lora.name or 'an adapter without a name'}: NaN or infinite numbers in {module}; leave it out")
+            yield module, updates
+
+# %% ../nbs/05_features.ipynb #3d806a09
 class Flat(_OnModules):
     "All numbers of the raw factors, or of ΔW, in one row"
     def __init__(self,
@@ -76,7 +85,7 @@ class Flat(_OnModules):
 
     def transform(self, X): # X: list of LoRA, or LoRACollection
         "One row an adapter, (N, d) float32"
-        rows = [[torch.cat([p.flatten() for p in self._parts(m, u).values()]) for u in updates] for m, updates in self._take(X).stream(self.modules_)]
+        rows = [[torch.cat([p.flatten() for p in self._parts(m, u).values()]) for u in updates] for m, updates in self._stream(self._take(X))]
         return torch.cat([torch.stack(r) for r in rows], 1).numpy()
 
     def get_feature_names_out(self, input_features=None):
@@ -105,7 +114,7 @@ def _stacks(
             identity = torch.eye(A.shape[1], dtype=torch.float64).expand(len(some), -1, -1)
             yield some, identity if side == "A" else B, identity if side == "B" else A
 
-# %% ../nbs/05_features.ipynb #6d87e999
+# %% ../nbs/05_features.ipynb #aeee859b
 class _PerModule(_OnModules):
     "A transformer that describes every module by the same numbers; children say which, by `_names` and `_describe`"
     def __init__(self,
@@ -128,12 +137,9 @@ class _PerModule(_OnModules):
         "One row an adapter, (N, d) float32"
         X = self._take(X)
         features = torch.empty(len(X), len(self.modules_), len(SIDES[self.on]), len(self._names()), dtype=torch.float64)
-        for j, (module, updates) in enumerate(X.stream(self.modules_)):
+        for j, (_, updates) in enumerate(self._stream(X)):
             for l, side in enumerate(SIDES[self.on]):
-                for at, B, A in _stacks(updates, side):
-                    finite = B.isfinite().all((1, 2)) & A.isfinite().all((1, 2))
-                    if not finite.all(): raise ValueError(f"{X[at[int(finite.int().argmin())]].name}: NaN or infinite numbers in {module}; leave it out")
-                    features[at, j, l] = self._describe(B, A)
+                for at, B, A in _stacks(updates, side): features[at, j, l] = self._describe(B, A)
         return features.flatten(1).float().numpy()
 
     def get_feature_names_out(self, input_features=None):
