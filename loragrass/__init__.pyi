@@ -13,10 +13,8 @@ from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean
 from .merging import merge as merge
 from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency
 from .features import Information as Information, Norms as Norms, Flat as Flat
-from .features import Distribution as Distribution, Ensemble as Ensemble, Flat as Flat, Frequency as Frequency, Information as Information
-from .features import Norms as Norms, Spectral as Spectral, Stats as Stats
-from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
 from .report import html_report as html_report, score_groups as score_groups, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
 from .report import plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
+from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles
