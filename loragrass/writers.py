@@ -7,8 +7,8 @@ Docs: https://loragrass.github.io/loragrass/writers.html.md"""
 # %% auto #0
 __all__ = ['Saved', 'save', 'Resized', 'resize']
 
-# %% ../nbs/03d_writers.ipynb #6db9d49c
-import json, math, os, re, shutil, uuid, warnings
+# %% ../nbs/03d_writers.ipynb #e11d7e25
+import ctypes, json, math, os, re, shutil, uuid, warnings
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -179,9 +179,10 @@ def save(
     if left_out: warnings.warn(f"{path}: keys skipped: a {format} file has no place for {len(left_out)} tensors, first {', '.join(left_out[:3])} [W6]", stacklevel=2)
     return Saved(path, format, max(len(t) for key, t in tensors.items() if re.search(r"lora_(?:down|A|embedding_A)\b", key)), error, left_out)
 
-# %% ../nbs/03d_writers.ipynb #5ef116b7
+# %% ../nbs/03d_writers.ipynb #7752e087
 def _put(path, tensors, metadata, config, updates, dtype):
     "Write beside, read back, replace; the largest relative error of a module"
+    path = Path(os.path.realpath(path))
     beside = path.parent/f".{path.name}.{uuid.uuid4().hex[:8]}"
     beside.mkdir()
     try:
@@ -197,11 +198,19 @@ def _put(path, tensors, metadata, config, updates, dtype):
     return error
 
 def _replace_folder(beside, path):
+    "The new folder and the old one change places; what else is in the old one goes along"
+    shutil.copytree(path, beside, symlinks=True, copy_function=os.link, ignore=lambda folder, names: os.listdir(beside) if folder == str(path) else [], dirs_exist_ok=True)
+    if _exchange(beside, path): return
     config, old = path/"adapter_config.json", path/".adapter_config.json.old"
     if config.exists(): os.replace(config, old)
     os.replace(beside/"adapter_model.safetensors", path/"adapter_model.safetensors")
     os.replace(beside/"adapter_config.json", config)
     old.unlink(missing_ok=True)
+
+def _exchange(a, b):
+    "Swap two paths in one step, where the system can: renameat2 of Linux"
+    try: return ctypes.CDLL(None).renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0 # AT_FDCWD, RENAME_EXCHANGE
+    except (AttributeError, OSError, TypeError): return False
 
 def _write_text(path, text):
     with open(path, "w", encoding="utf8") as f: f.write(text); f.flush(); os.fsync(f.fileno())

@@ -1,0 +1,172 @@
+"What is written: the same bytes, nothing lost without a word, and never half a file"
+import os, signal, subprocess, sys, time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import loragrass as lg
+from loragrass import writers
+from loragrass.kinds import parse_key
+from loragrass.lora_io import TensorFile
+from lora_files import LISTS, kohya
+from test_formats import NAME, quiet
+
+def same(a, b, tol=1e-6):
+    assert set(a) == set(b)
+    for m in a: assert (a[m].dense() - b[m].dense()).norm() <= tol * b[m].dense().norm(), m
+
+ROUND = [(n, f) for n in ("sd15_kohya", "sd15_diffusers_old", "sd15_kohya_locon_extra", "flux_kohya", "flux_comfy_bfl", "flux_diffusers_dreambooth") for f in ("kohya", "diffusers")]
+
+def some_modules(name, n=8):
+    "The first and the last modules of a list, Flux at a 96th of its width"
+    groups, width = {}, 96 if "flux" in name else 1
+    for key, shape in LISTS[name].items(): groups.setdefault(parse_key(key)[0], {})[key] = [4 if d == "r" else d // width for d in shape]
+    picked = [*groups.values()][:n] + [*groups.values()][-n:]
+    return {k: torch.tensor(2.0) if k.endswith("alpha") else torch.randn(s) for g in picked for k, s in g.items()}
+
+@pytest.mark.parametrize("name, format", ROUND)
+def test_conversion_is_exact(tmp_path, name, format):
+    save_file(some_modules(name), tmp_path/"a.safetensors")
+    lora = quiet(tmp_path/"a.safetensors")
+    saved = lg.save(lora, tmp_path/"b.safetensors", format=format)
+    back = quiet(tmp_path/"b.safetensors")
+    assert all(not back[m].up.any() for m in set(back) - set(lora)) # parts of a fused module that the input had not
+    same({m: back[m] for m in lora}, lora)
+    assert saved.format == format and saved.rel_error < 1e-6
+
+def test_a_kohya_file_keeps_its_bits(tmp_path):
+    t = {k: v.half() for k, v in kohya((12, 10), (8, 6)).items()}
+    save_file(t, tmp_path/"a.safetensors")
+    lg.save(lg.load(tmp_path/"a.safetensors"), tmp_path/"b.safetensors")
+    back = load_file(tmp_path/"b.safetensors")
+    assert set(back) == set(t) and all(torch.equal(back[k], t[k]) for k in t)
+
+@pytest.mark.parametrize("dtype, rank, alpha", [(torch.float16, 3, 3), (torch.bfloat16, 257, 258), (torch.float8_e4m3fn, 17, 18)])
+def test_alpha_is_a_number_of_the_files_dtype(tmp_path, dtype, rank, alpha):
+    lora = lg.LoRA({NAME: lg.LoRAUpdate(torch.ones(300, rank), torch.eye(rank, 260 + rank), 1.0, (300, 260 + rank))}, format="kohya")
+    lg.save(lora, tmp_path/"a.safetensors", dtype=dtype)
+    file = TensorFile(tmp_path/"a.safetensors")
+    assert {k.rpartition(".")[2]: float(file[k]) for k in file if k.endswith("alpha")} == {"alpha": alpha}
+
+def test_ragged_kohya_files_have_one_alpha(tmp_path):
+    lora = lg.LoRA({f"{NAME}{i}": lg.LoRAUpdate(torch.randn(12, r), torch.randn(r, 10), 0.7, (12, 10)) for i, r in enumerate((1, 3, 4))}, format="diffusers")
+    lora = lg.LoRA({f"unet.mid_block.attentions.{i}.proj_in": u for i, u in enumerate(lora.values())})
+    lg.save(lora, tmp_path/"a.safetensors", format="kohya", ragged=True)
+    t = load_file(tmp_path/"a.safetensors")
+    assert {float(v) for k, v in t.items() if k.endswith("alpha")} == {4.0} and sorted(len(v) for k, v in t.items() if "down" in k) == [1, 3, 4]
+    same(quiet(tmp_path/"a.safetensors"), lora)
+
+def test_modules_of_one_rank_by_zeros(tmp_path):
+    lora = lg.LoRA({f"m.{i}": lg.LoRAUpdate(torch.randn(12, r), torch.randn(r, 10), 0.7, (12, 10)) for i, r in enumerate((1, 3, 0))})
+    assert lg.save(lora, tmp_path/"a").rank == 3
+    back = lg.load(tmp_path/"a")
+    assert [u.rank for u in back.values()] == [3, 3] and "m.2" not in back # rank 0 is left out
+    assert [len(u.svd().S) for u in back.values()] == [1, 3]
+
+@pytest.mark.parametrize("arch, metadata, wanted", [("sdxl", {}, "sdxl_base_v1-0"), ("sd15", {"ss_base_model_version": "sd_v1.5x", "sshs_model_hash": "1"}, "sd_v1.5x"), ("unknown", {"modelspec.title": "x"}, None)])
+def test_metadata_does_not_misfile(tmp_path, arch, metadata, wanted):
+    lora = lg.LoRA({NAME: lg.LoRAUpdate(torch.ones(4, 1), torch.ones(1, 4), 1.0, (4, 4))}, format="kohya", arch=arch, metadata=metadata)
+    lg.save(lora, tmp_path/"a.safetensors")
+    written = TensorFile(tmp_path/"a.safetensors").metadata
+    assert written.get("ss_base_model_version") == wanted and "sshs_model_hash" not in written and (wanted or not written)
+
+def test_the_same_bytes_whatever_the_order(tmp_path):
+    save_file(kohya((12, 10), (8, 6)), tmp_path/"a.safetensors", metadata={f"ss_{c}": c for c in "abcdef"} | {"ss_base_model_version": "sd_v1"})
+    lora = lg.load(tmp_path/"a.safetensors")
+    turned = lg.LoRA(dict(reversed(list(lora.items()))), format="kohya", arch=lora.arch, metadata=dict(reversed(list(lora.metadata.items()))))
+    for x, name in ((lora, "b"), (turned, "c")): lg.save(x, tmp_path/f"{name}.safetensors")
+    assert (tmp_path/"b.safetensors").read_bytes() == (tmp_path/"c.safetensors").read_bytes()
+    assert set(load_file(tmp_path/"b.safetensors")) == set(TensorFile(tmp_path/"a.safetensors"))
+
+def test_what_is_not_low_rank_is_carried_or_named(tmp_path):
+    save_file(kohya((12, 10)) | {"lora_unet_mid_block_attentions_0_norm.diff_b": torch.ones(12)}, tmp_path/"a.safetensors")
+    lora = quiet(tmp_path/"a.safetensors")
+    assert lg.save(lora, tmp_path/"b.safetensors").left_out == [] and list(quiet(tmp_path/"b.safetensors").passthrough) == list(lora.passthrough)
+    with pytest.warns(UserWarning, match="W6"): assert lg.save(lora, tmp_path/"c.safetensors", format="diffusers").left_out == list(lora.passthrough)
+
+REFUSED = {
+    "format": (dict(format="ckpt"), "cannot be written"), "folder": (dict(format="peft"), "is a folder"), "overflow": (dict(dtype=torch.float16), "dtype=torch.float32"),
+    "fp8": (dict(dtype=torch.float8_e5m2), "dtype=torch.float32"),
+}
+
+@pytest.mark.parametrize("options, text", REFUSED.values(), ids=REFUSED)
+def test_refusals_leave_nothing_behind(tmp_path, options, text):
+    lora = lg.LoRA({NAME: lg.LoRAUpdate(torch.full((4, 1), 1e6), torch.full((1, 4), 1e6), 1.0, (4, 4))}, format="kohya")
+    with pytest.raises(ValueError, match=text): lg.save(lora, tmp_path/"a.safetensors", **options)
+    assert not list(tmp_path.iterdir())
+
+def test_names_that_a_format_lacks(tmp_path):
+    llm = lg.LoRA({"model.layers.0.q": lg.LoRAUpdate(torch.ones(4, 1), torch.ones(1, 4), 1.0, (4, 4))})
+    for format in ("kohya", "diffusers"):
+        with pytest.raises(ValueError, match="model.layers.0.q"): lg.save(llm, tmp_path/"a.safetensors", format=format)
+    two = lg.LoRA({f"{c}.x": u for c in ("unet", "text_encoder") for u in llm.values()})
+    with pytest.raises(ValueError, match="for one model"): lg.save(two, tmp_path/"a", format="peft")
+
+def test_an_input_is_never_overwritten(tmp_path):
+    save_file(kohya((12, 10)), tmp_path/"a.safetensors")
+    with pytest.raises(ValueError, match="another name"): lg.save(lg.load(tmp_path/"a.safetensors"), tmp_path/"a.safetensors")
+
+def test_resize_of_zero_and_of_small_updates():
+    lora = lg.LoRA({"zero": lg.LoRAUpdate(torch.zeros(6, 2), torch.ones(2, 5), 1.0, (6, 5)), "one": lg.LoRAUpdate(torch.ones(6, 2), torch.ones(2, 5), 1.0, (6, 5))})
+    small = lg.resize(lora, rank=8)
+    assert {m: u.rank for m, u in small.lora.items()} == {"zero": 0, "one": 1} and small.rel_error < 1e-6
+    with pytest.raises(ValueError, match="rank"): lg.resize(lora)
+
+# faults
+
+CHILD = """
+import sys, torch, loragrass as lg
+a = lg.LoRA({f"m.{i}": lg.LoRAUpdate(torch.full((400, 8), float(sys.argv[2])), torch.ones(8, 400), 1.0, (400, 400)) for i in range(4)})
+if len(sys.argv) > 3:
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+b = lg.LoRA({"unet." + m: u for m, u in a.items()}, format="kohya")
+x = 0
+while True:
+    x += 1
+    scaled = lambda l: lg.LoRA({m: lg.LoRAUpdate(u.up * x, u.down, 1.0, u.weight_shape) for m, u in l.items()}, format=l.format)
+    lg.save(scaled(a), sys.argv[1] + "/peft", format="peft"); lg.save(scaled(b), sys.argv[1] + "/a.safetensors", format="diffusers")
+    print(x, flush=True)
+"""
+
+def child(folder, *args): return subprocess.Popen([sys.executable, "-c", CHILD, str(folder), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+
+@pytest.mark.parametrize("after", [0.004, 0.023])
+def test_kill_9_leaves_the_old_file_or_the_new(tmp_path, after):
+    p = child(tmp_path, "1")
+    p.stdout.readline()
+    time.sleep(after)
+    p.send_signal(signal.SIGKILL); p.wait()
+    for path in (tmp_path/"peft", tmp_path/"a.safetensors"):
+        values = {float((u.scale * u.up).flatten()[0] * u.down.flatten()[0]) for u in quiet(path).values()}
+        assert len(values) == 1 and values.pop() >= 1 # whole: all modules of one save
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    small = lg.LoRA({"unet.m.0": lg.LoRAUpdate(torch.ones(4, 1), torch.ones(1, 4), 1.0, (4, 4))}, format="diffusers")
+    lg.save(small, tmp_path/"a.safetensors"); lg.save(lg.LoRA({"m.0": small["unet.m.0"]}), tmp_path/"peft")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    p = child(tmp_path, "1", "full")
+    assert "File too large" in p.communicate()[1] and p.returncode == 1
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before # and no leftovers beside it
+
+def test_what_else_is_in_a_folder_stays(tmp_path):
+    lora = lg.LoRA({"m": lg.LoRAUpdate(torch.ones(4, 2), torch.ones(2, 4), 1.0, (4, 4))})
+    lg.save(lora, tmp_path/"a")
+    (tmp_path/"a"/"README.md").write_text("mine"); (tmp_path/"a"/"deep").mkdir(); (tmp_path/"a"/"deep"/"x").write_text("too")
+    lg.save(lg.LoRA({"m": lg.LoRAUpdate(2 * torch.ones(4, 2), torch.ones(2, 4), 1.0, (4, 4))}), tmp_path/"a")
+    assert (tmp_path/"a"/"README.md").read_text() == "mine" and (tmp_path/"a"/"deep"/"x").read_text() == "too"
+    assert lg.load(tmp_path/"a")["m"].dense()[0, 0] == 4 and os.listdir(tmp_path) == ["a"]
+
+def test_where_folders_cannot_change_places_no_client_reads_a_mixture(tmp_path, monkeypatch):
+    lora = lg.LoRA({"m": lg.LoRAUpdate(torch.ones(4, 2), torch.ones(2, 4), 1.0, (4, 4))})
+    lg.save(lora, tmp_path/"a")
+    real, calls = os.replace, []
+    def replace(*args):
+        calls.append(args)
+        if len(calls) == 3: raise KeyboardInterrupt # new weights are there, their config is not
+        real(*args)
+    monkeypatch.setattr(writers, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt): lg.save(lora, tmp_path/"a")
+    with pytest.raises(lg.LoRAFormatError, match="adapter_config.json missing"): lg.load(tmp_path/"a")
