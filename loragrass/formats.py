@@ -360,7 +360,7 @@ def load_lora_dataset(
     batch_size:int=32, # rows decoded at a time
 )->Iterator[LoRA]|LoRACollection:
     "Adapters of a table with one adapter a row; needs `pip install loragrass[hub]`"
-    from datasets import load_dataset
+    from datasets import load_dataset # type: ignore[import-not-found] # the extra `hub`
     local = Path(name_or_path)
     files = {"data_files": {split: sorted(map(str, local.rglob("*.parquet"))) if local.is_dir() else str(local)}} if local.exists() else {}
     rows = load_dataset("parquet" if files else str(name_or_path), split=split, streaming=streaming, **files).with_format("arrow")

@@ -215,7 +215,7 @@ def check_config(
     if (mlx := config.get("lora_parameters")) is not None: numbers.append(("lora_parameters.scale", mlx.get("scale") if isinstance(mlx, dict) else None))
     for name, x in numbers:
         masks = kind == "ADALORA" and isinstance(x, list) # its rank_pattern holds masks
-        if not masks and (type(x) not in (int, float) or not -1e9 < x < 1e9): fail(f"{name[:80]} should be a number, it is {str(x)[:40]}", "E11")
+        if not masks and (type(x) not in (int, float) or not -1e9 < x < 1e9): fail(f"{name[:80]} should be a number, it is {str(x)[:40]}", "E11") # type: ignore[operator]
     for pattern in [p for each in patterns for p in each]:
         try: pattern_of(pattern)
         except (ValueError, re.error, RecursionError, OverflowError) as e: fail(str(e), "E14")

@@ -120,7 +120,7 @@ _NAMINGS = [ # naming system, prefix, (rest, match) → canonical name or names
     ("bfl", r"diffusion_model\.", lambda rest, m: _kohya_unet(rest.replace(".", "_"))),
     ("bfl", r"(?=(?:double|single)_blocks\.)", lambda rest, m: _from_flux(rest.replace(".", "_"))),
     ("diffusers", r"(unet|transformer|text_encoder(?:_[23])?)\.", _diffusers),
-    ("diffusers", r"(?=(?:down_blocks|up_blocks|mid_block|transformer_blocks|single_transformer_blocks)\.)", lambda rest, m: _component(_diffusers(rest, ["", ""])[1:])),
+    ("diffusers", r"(?=(?:down_blocks|up_blocks|mid_block|transformer_blocks|single_transformer_blocks)\.)", lambda rest, m: _component(_diffusers(rest, ["", ""])[1:])), # type: ignore[index]
 ]
 
 # %% ../nbs/03a_names.ipynb #b0580bae
