@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'Grassmann', 'GrassmannExact', 'geodesic', 'chordal_mean',
 
 # %% ../nbs/02_karcher.ipynb #4cd5a824
 import math, warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -282,7 +283,7 @@ def chordal_mean(
 # %% ../nbs/02_karcher.ipynb #28c2dc49
 def _dot(u, v): return (u * v).sum((-2, -1), keepdim=True)
 
-def _two_loop(g, pairs): # [(s, z, 1/⟨s, z⟩), …]
+def _two_loop(g:Tensor, pairs:list)->Tensor: # [(s, z, 1/⟨s, z⟩), …]
     "The L-BFGS direction (Nocedal & Wright 2006, Alg. 7.4)"
     alphas = []
     for s, z, rho in reversed(pairs):
@@ -292,10 +293,11 @@ def _two_loop(g, pairs): # [(s, z, 1/⟨s, z⟩), …]
     for (s, z, rho), alpha in zip(pairs, alphas): g = g + (alpha - rho * _dot(z, g)) * s
     return g
 
-def _descend(x, points, tol, max_iter, evaluate=_evaluate, memory=8):
+def _descend(x:Tensor, points:tuple, tol:float, max_iter:int, evaluate:Callable=_evaluate, memory:int=8)->list[Tensor]:
     "Minimise the cost from x (B, n, k) → x, cost, norm of the gradient, iterations; each (B, ...)"
     cost, g = evaluate(x, *points)
-    base, Z, S, G, pairs = x, torch.zeros_like(x), torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), g, []
+    pairs:list = []
+    base, Z, S, G = x, torch.zeros_like(x), torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), g
     live, out = torch.arange(len(x), device=x.device), [x.clone(), cost.clone(), g.norm(dim=(-2, -1)), torch.zeros(len(x), dtype=torch.int64, device=x.device)]
     for n_iter in range(max_iter + 1):
         todo = out[2][live] > tol
