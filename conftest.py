@@ -39,6 +39,8 @@ class Notebook(pytest.File):
         self.shell.run("import matplotlib.pyplot as plt; plt.close('all')")
         self.shell.close()
         os.chdir(self.cwd)
+        import torch
+        torch.set_default_dtype(torch.float32) # a page may have set another; the next one of this process starts as a reader does
 
     def save(self):
         from fastcore.nbio import read_nb, write_nb
