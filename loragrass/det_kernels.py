@@ -7,14 +7,15 @@ Docs: https://loragrass.github.io/loragrass/det_kernels.html.md"""
 # %% auto #0
 __all__ = ['polynomial_kernel', 'rbf_kernel', 'laplace_kernel', 'binomial_kernel', 'logarithm_kernel', 'bc_distance']
 
-# %% ../nbs/01a_det_kernels.ipynb #01d24473
-import torch
+# %% ../nbs/01a_det_kernels.ipynb #d0a29a37
+from typing import cast
+
 from torch import Tensor
 from .plucker import orthonormalize, plucker_inner_product
 
-# %% ../nbs/01a_det_kernels.ipynb #acb266ed
+# %% ../nbs/01a_det_kernels.ipynb #ccaaaa0e
 def _abs_det(X, Y)->Tensor: # (...) in [0, 1]
-    return torch.as_tensor(plucker_inner_product(orthonormalize(X), orthonormalize(Y))).abs().clamp(max=1)
+    return cast(Tensor, plucker_inner_product(orthonormalize(X), orthonormalize(Y))).abs().clamp(max=1)
 
 def polynomial_kernel(
     X, # (..., n, k) any basis

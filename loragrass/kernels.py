@@ -8,7 +8,7 @@ Docs: https://loragrass.github.io/loragrass/kernels.html.md"""
 __all__ = ['METRICS', 'FORMS', 'EMBEDDINGS', 'KERNELS', 'Metric', 'distance', 'pairwise_distances', 'GrassmannKernel',
            'KernelDegenerateWarning', 'gram', 'KernelHealth', 'kernel_health']
 
-# %% ../nbs/01_kernels.ipynb #ac21f149
+# %% ../nbs/01_kernels.ipynb #59b828d7
 import math, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from .plucker import _angles, _basis, _pair, _same_space, expected_log_det2
+from .plucker import _angles, _basis, _pair, _real, _same_space, expected_log_det2
 
 # %% ../nbs/01_kernels.ipynb #855ad7de
 def _groups(X, name:str="X", weights=None)->list: # [(places (N,), stack (N, n, k)), …], one entry for each dimension
@@ -55,7 +55,7 @@ def _all_pairs(X, Y, block:Callable)->Tensor: # groups; Y None: X with itself; b
             if Y is None and b > a: K[j[:, None], i] = D.T
     return K
 
-# %% ../nbs/01_kernels.ipynb #b1747f70
+# %% ../nbs/01_kernels.ipynb #08c2522b
 def _tiles(X, Y, reduce:Callable, exact:Callable|None=None)->Tensor: # (N, M)
     "reduce: products (b, c, k, l) → (b, c), for all pairs; exact: angles (..., min(k, l)) → (...), where that left NaN"
     (N, n, k), (M, _, l) = X.shape, (X if Y is None else Y).shape
@@ -66,7 +66,7 @@ def _tiles(X, Y, reduce:Callable, exact:Callable|None=None)->Tensor: # (N, M)
         for j in range(i if Y is None else 0, M, b):
             G = rows[i*k:(i+b)*k] @ cols[j*l:(j+b)*l].T
             D = reduce(G.view(G.shape[0] // k, k, G.shape[1] // l, l).transpose(1, 2)).to(K.dtype)
-            K[i:i+b, j:j+b] = D
+            K[i:i+b, j:j+b] = D if Y is not None or j > i else D.triu() + D.triu(1).T
             if Y is None and j > i: K[j:j+b, i:i+b] = D.T
     return K if exact is None else _redo(K, X, Y, exact)
 
@@ -139,7 +139,7 @@ def _of_angles(metric, extra):
     _, of, f = METRICS[metric]
     return lambda t: f(_OF_ANGLES[of](pad(t, (0, extra), value=math.pi / 2)))
 
-# %% ../nbs/01_kernels.ipynb #0a75e5d8
+# %% ../nbs/01_kernels.ipynb #8231eb23
 def pairwise_distances(
     X, # (N, n, k) orthonormal columns, or a list of (n, kᵢ)
     Y=None, # (M, n, l), or a list; None: X with itself
@@ -155,13 +155,17 @@ def _distances(X, Y, metric, complete):
     extra, (_, of, f) = abs(k - l) if complete else 0, METRICS[metric]
     exact = _of_angles(metric, extra)
     if of == "angles" or of == "log_cos2" and k != l: D = _tiles(X, Y, lambda M: _by_cosines(M, exact), exact)
-    elif of == "log_cos2": D = _tiles(X, Y, lambda M: _unless(f(L := 2 * torch.linalg.slogdet(M.double())[1]), L > -.01), exact)
+    elif of == "log_cos2": D = _tiles(X, Y, lambda M: _unless(f(L := _log_det2(M)), L > -.01), exact)
     else: D = _redo(_unless(f(S := min(k, l) + extra - _overlap(X, Y)), S < .01), X, Y, exact)
     return D.fill_diagonal_(0) if Y is None else D
 
 def _by_cosines(M, exact): # arccos keeps 22 eps up to a cosine of 0.999
     c = torch.linalg.svdvals(M)
     return _unless(exact(c.clamp(max=.9995).acos()), c[..., 0] > .999)
+
+def _log_det2(M): # −∞ where singular, with a gradient of 0 there
+    d = torch.linalg.det(M.double()).abs()
+    return 2 * torch.where(d > 0, d, 1).log().masked_fill(d == 0, -math.inf)
 
 def _unless(D, lost): return D.masked_fill(lost, math.nan)
 
@@ -297,7 +301,7 @@ def gram(
         kernel = GrassmannKernel(*KERNELS[kernel])
     return replace(kernel, **params)(X, Y, weights, weights_Y)
 
-# %% ../nbs/01_kernels.ipynb #46edb169
+# %% ../nbs/01_kernels.ipynb #b8481fa6
 @dataclass(frozen=True)
 class KernelHealth:
     "What a kernel matrix can still say"
@@ -312,7 +316,7 @@ class KernelHealth:
 
     def warn(self, stacklevel:int=2):
         "Warn unless healthy, and return self"
-        if self.verdict != "healthy": warnings.warn(f"{self.verdict} kernel matrix: {self.advice}", KernelDegenerateWarning, stacklevel + 1)
+        if self.verdict != "healthy": warnings.warn(f"{self.verdict} kernel matrix: {self.advice}", KernelDegenerateWarning, stacklevel)
         return self
 
 _ADVICE = {
@@ -322,7 +326,7 @@ _ADVICE = {
     "healthy": "it tells its points apart (spread {spread:.2f})",
 }
 
-# %% ../nbs/01_kernels.ipynb #8863f998
+# %% ../nbs/01_kernels.ipynb #9c0b657c
 def kernel_health(
     K:Tensor, # (N, N) symmetric kernel matrix
     n:int|None=None, # ambient dimension, for the chance level
@@ -330,7 +334,7 @@ def kernel_health(
     n_clusters:int|None=None, # clusters that are sought
 )->KernelHealth:
     "Whether a kernel matrix tells its points apart; `.warn()` says so aloud"
-    K = torch.as_tensor(K).detach()
+    K = _real(K, "K").detach()
     if K.ndim != 2 or K.shape[0] != K.shape[1] or len(K) < 2: raise ValueError(f"K has shape {tuple(K.shape)}; expected (N, N), N ≥ 2")
     if not K.isfinite().all(): raise ValueError(f"{int((~K.isfinite()).sum())} entries of K are NaN or infinite")
     off, diag = K[torch.ones_like(K, dtype=torch.bool).triu(1)], K.diagonal()

@@ -1,0 +1,231 @@
+"What 01_kernels and 01a_det_kernels promise beside their lessons"
+import math, warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from loragrass.det_kernels import bc_distance, binomial_kernel, laplace_kernel, logarithm_kernel, polynomial_kernel, rbf_kernel
+from loragrass.kernels import (EMBEDDINGS, FORMS, KERNELS, METRICS, GrassmannKernel, KernelDegenerateWarning, _overlap, _projector_gram, distance, gram,
+                               kernel_health, pairwise_distances)
+from loragrass.plucker import orthonormalize, principal_angles
+
+def rand(N, n, k, seed=0, dtype=torch.float64):
+    return orthonormalize(torch.randn(N, n, k, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+def turned(X, seed=9): return X @ torch.linalg.qr(torch.randn(len(X), X.shape[-1], X.shape[-1], dtype=X.dtype, generator=torch.Generator().manual_seed(seed)))[0]
+
+def lowest(K):
+    e = torch.linalg.eigvalsh(K)
+    return float(e[0] / e[-1])
+
+def lines(N):
+    t = torch.arange(N, dtype=torch.float64) * math.pi / N
+    return torch.stack([t.cos(), t.sin()], -1)[..., None]
+
+SOURCE = [partial(polynomial_kernel, alpha=2, beta=3), partial(rbf_kernel, beta=3), partial(laplace_kernel, beta=3), partial(binomial_kernel, alpha=2, beta=3),
+          logarithm_kernel, bc_distance]
+
+@pytest.mark.parametrize("f", [*(partial(gram, kernel=k) for k in KERNELS), *(partial(pairwise_distances, metric=m) for m in METRICS),
+                               *(lambda X, Y, e=e: GrassmannKernel("linear", e).log_similarity(X, Y) for e in EMBEDDINGS),
+                               *(lambda X, Y, m=m: distance(X[:, None], Y, m) for m in METRICS), *(lambda X, Y, f=f: f(X[:, None], Y) for f in SOURCE)])
+def test_a_change_of_basis_and_a_rotation_of_everything_change_nothing(f):
+    X, Y, O = rand(4, 7, 3), rand(3, 7, 3, seed=1), rand(1, 7, 7, seed=2)[0]
+    K = f(X, Y)
+    assert K.shape == (4, 3) and torch.allclose(f(turned(X), turned(Y)), K, atol=1e-12) and torch.allclose(f(O @ X, O @ Y), K, atol=1e-12)
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_one_collection_is_that_collection_twice(name):
+    X = torch.cat([rand(5, 7, 3), rand(1, 7, 3).expand(3, 7, 3)])
+    assert torch.allclose(gram(X, kernel=name), gram(X, X, kernel=name), atol=1e-14) and torch.equal(gram(X, kernel=name), gram(X, kernel=name).T)
+    assert torch.allclose(gram(X, kernel=name).diagonal(), torch.full((8,), 0. if "logarithm" in name else 1.).double(), atol=1e-14)
+
+@pytest.mark.parametrize("name", [k for k in KERNELS if "binet" not in k])
+def test_lists_of_different_dimension(name):
+    bases = [rand(1, 8, k, seed=s)[0] for s, k in enumerate((3, 2, 3, 5))]
+    K = gram(bases, kernel=name, beta=None if "binomial" not in name else 20.)
+    one = torch.tensor([[gram([x], [y], kernel=GrassmannKernel(*KERNELS[name], tau=.2, beta={"polynomial": 1, "binomial": 20., "linear": None, "logarithm": None}.get(
+        KERNELS[name][0], .2))).item() for y in bases] for x in bases], dtype=torch.float64)
+    assert torch.allclose(K, one, atol=1e-13) and torch.equal(K, K.T)
+    assert torch.allclose(gram(bases, bases[:2], kernel=name, beta=None if "binomial" not in name else 20.), K[:, :2], atol=1e-13)
+
+@pytest.mark.parametrize("name", [k for k in KERNELS if "logarithm" not in k])
+@pytest.mark.parametrize("X", [lines(24), rand(40, 4, 2), rand(30, 6, 3), [rand(1, 5, 1 + s % 4, seed=s)[0] for s in range(40)]], ids=["lines", "Gr24", "Gr36", "mixed"])
+def test_positive_definite(name, X):
+    if isinstance(X, list) and "binet" in name: pytest.skip("one dimension only")
+    assert lowest(gram(X, kernel=name)) > -1e-12 and lowest(gram(X, kernel=name, normalize=False)) > -1e-12
+
+@pytest.mark.parametrize("form", FORMS)
+def test_abs_det_is_indefinite(form):
+    X = rand(150, 4, 2) if form == "laplace" else lines(24)
+    K = gram(X, kernel=GrassmannKernel(form, "plucker", abs_det=True, beta=.5 if form == "laplace" else None))
+    if form == "logarithm": J = torch.eye(24) - 1 / 24; K = J.double() @ K @ J.double()
+    assert lowest(K) < -1e-4
+
+def test_min_of_dimensions_is_no_kernel_and_the_mean_is(): # Laplace for k ≠ l
+    bases = [rand(1, 5, 1 + s % 4, seed=s)[0] for s in range(40)]
+    T, k = torch.stack([torch.stack([(x.T @ y).square().sum() for y in bases]) for x in bases]), torch.tensor([b.shape[1] for b in bases])
+    assert lowest(torch.exp(-(torch.minimum(k[:, None], k) - T).clamp(min=0).sqrt())) < -1e-2 < lowest(gram(bases, kernel="projection_laplace", beta=1.)) + 1e-2
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_pairs_agree_with_single_distances_near_and_far(metric, dtype):
+    X = rand(5, 9, 3)
+    X = torch.cat([X, orthonormalize(X + 1e-7 * rand(5, 9, 3, seed=1)), orthonormalize(X + 1e-2 * rand(5, 9, 3, seed=2)), torch.eye(9, dtype=torch.float64)[:, :3][None],
+                   torch.eye(9, dtype=torch.float64)[:, 3:6][None]]).to(dtype)
+    D, single = pairwise_distances(X, metric=metric), distance(X[:, None], X, metric)
+    tol = 1e-13 if dtype == torch.float64 else 2e-5
+    finite = single.isfinite() & (single < 5) # orthogonal to rounding: Martin's is anything large
+    assert ((D - single).abs()[finite & ~torch.eye(len(X)).bool()] < tol).all() and (D.diagonal() == 0).all() and (D[~finite] > 5).all()
+    assert D.dtype == dtype and torch.allclose(pairwise_distances(X, X, metric)[finite], single[finite], atol=2e-6 if dtype == torch.float32 else 1e-12)
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_different_dimensions(metric):
+    X, Y = rand(1, 8, 2)[0], rand(1, 8, 4, seed=1)[0]
+    D = pairwise_distances([X, Y, X], metric=metric)
+    theta = principal_angles(X, Y)
+    if METRICS[metric].of == "angles":
+        full = torch.cat([theta, torch.full((2,), math.pi / 2).double()])
+        assert torch.allclose(distance(X, Y, metric), METRICS[metric].f(full)) and torch.allclose(distance(X, Y, metric, complete=False), METRICS[metric].f(theta))
+    assert torch.allclose(D[0, 1], distance(X, Y, metric)) and D[0, 2] < 1e-7 and torch.equal(D, D.T)
+    inside = torch.cat([Y[:, :2] @ rand(1, 2, 2)[0]], 1)
+    assert distance(inside, Y, metric, complete=False) < 1e-7
+    assert torch.allclose(pairwise_distances([X], [Y], metric, complete=False)[0, 0], distance(X, Y, metric, complete=False), atol=1e-12)
+
+def test_chordal_and_geodesic_completions_are_metrics_on_all_dimensions():
+    bases = [rand(1, 5, 1 + s % 4, seed=s)[0] for s in range(24)]
+    for metric in ("chordal", "geodesic"):
+        D = pairwise_distances(bases, metric=metric)
+        assert (D[:, None] - D[..., None] - D).max() < 1e-12 and (D + torch.eye(24) > 0).all()
+
+def test_weights():
+    X, Y, w, v = rand(4, 9, 3), rand(3, 9, 2, seed=1), torch.rand(4, 3).double() + .1, torch.rand(3, 2).double() + .1
+    P, Q = X * w[:, None] @ X.mT, Y * v[:, None] @ Y.mT
+    expected = torch.einsum("aij,bij->ab", P, Q) / (P.flatten(1).norm(dim=1)[:, None] * Q.flatten(1).norm(dim=1))
+    assert torch.allclose(gram(X, Y, weights=w, weights_Y=7 * v), expected) and torch.allclose(gram(X, weights=torch.ones(4, 3)), gram(X))
+    assert torch.allclose(gram(list(X), list(Y), weights=list(w), weights_Y=list(v)), expected)
+    assert gram(X, kernel="projection_laplace", weights=w).isfinite().all() and lowest(gram(X, kernel="projection_rbf", weights=w)) > 0
+
+@pytest.mark.parametrize("N, n, k, M, l", [(7, 9, 2, 5, 4), (3, 20, 20, 3, 20), (130, 10, 8, 140, 7), (1, 5, 1, 1, 1)])
+def test_both_routes_of_the_overlap(N, n, k, M, l):
+    X, Y = rand(N, n, k), rand(M, n, l, seed=1)
+    loop = torch.einsum("ank,bnl->abkl", X, Y).square().sum((-2, -1))
+    for route in (_overlap, _projector_gram):
+        assert torch.allclose(route(X, Y), loop) and torch.allclose(route(X), route(X, X)) and torch.equal(route(X), route(X).T)
+
+def test_tiles_cover_every_pair(): # more than one tile, none of full size
+    X, Y = rand(150, 40, 16), rand(70, 40, 16, seed=1)
+    assert torch.allclose(gram(X, Y, kernel="det_regularized"), torch.cat([gram(x, Y, kernel="det_regularized") for x in X.split(11)]))
+    assert torch.allclose(gram(X, kernel="det_regularized"), gram(X, X, kernel="det_regularized"))
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_gradients(name): # along tangents: bases stay orthonormal to first order
+    X, Y = rand(3, 6, 2), rand(2, 6, 2, seed=1)
+    assert torch.autograd.gradcheck(lambda A: gram(orthonormalize(A), Y, kernel=name), X.clone().requires_grad_())
+
+@pytest.mark.parametrize("f", [*(partial(gram, kernel=k) for k in KERNELS), *(partial(pairwise_distances, metric=m) for m in METRICS)])
+def test_gradients_are_finite_on_coinciding_and_orthogonal_subspaces(f):
+    if getattr(f, "keywords", {}).get("metric") == "martin": pytest.skip("infinite where orthogonal")
+    A = torch.cat([rand(2, 8, 2), rand(1, 8, 2), torch.eye(8).double()[None, :, :2], torch.eye(8).double()[None, :, 2:4]]).requires_grad_()
+    f(orthonormalize(A)).sum().backward()
+    assert A.grad.isfinite().all()
+
+@pytest.mark.parametrize("f", [*(partial(gram, kernel=k) for k in KERNELS), *(partial(pairwise_distances, metric=m) for m in METRICS),
+                               lambda X: GrassmannKernel().log_similarity(X), lambda X: kernel_health(gram(X), n=9, k=2)])
+def test_precision_device_and_input_are_kept(f):
+    for dtype in (torch.float32, torch.float64):
+        X = rand(6, 9, 2, dtype=dtype); before = X.clone()
+        with torch.device("meta"): K = f(X) # what is made without the input's device fails to mix
+        assert torch.equal(X, before) and getattr(K, "dtype", dtype) == dtype
+
+def test_read_only_arrays():
+    X = rand(4, 9, 2).numpy(); X.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gram(X).shape == pairwise_distances(X, list(X)).shape == (4, 4)
+
+def test_float32_agrees_with_float64_in_the_log_domain(): # where det² itself is 0 in float32
+    X = rand(6, 3072, 64)
+    for kernel, tol in ((GrassmannKernel("linear", "plucker"), .1), (GrassmannKernel("linear", "det_regularized"), 1e-5), (GrassmannKernel("linear"), 1e-3)):
+        L = kernel.log_similarity(X)
+        assert (kernel.log_similarity(X.float()) - L).abs().max() < tol and L[0, 1] < -.01
+
+@pytest.mark.parametrize("name", ["projection", "projection_rbf", "det_regularized"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_projection_kernels_are_not_constant_at_k_64(name, dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", KernelDegenerateWarning)
+        K = gram(rand(12, 3072, 64, dtype=dtype), kernel=name)
+    assert kernel_health(K).distinct > .9 and kernel_health(K).spread > 1e-4
+
+@pytest.mark.parametrize("name, n, k, dtype, warned", [("binet_cauchy_rbf", 768, 16, torch.float64, True), ("binet_cauchy_polynomial", 320, 4, torch.float32, True),
+    ("binet_cauchy_rbf", 20, 3, torch.float64, False), ("binet_cauchy", 768, 16, torch.float64, False), ("binet_cauchy", 768, 32, torch.float32, True)])
+def test_determinant_kernels_say_so_before(name, n, k, dtype, warned):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        gram(rand(2, n, k, dtype=dtype), kernel=name)
+    said = [w for w in seen if w.category is KernelDegenerateWarning]
+    assert bool(said) == warned and all(f"Gr({k}, {n})" in str(w.message) and w.filename == __file__ for w in said)
+
+def test_det_regularized_between_projection_and_determinant():
+    X = rand(12, 6, 2)
+    T, K, det2 = _overlap(X), lambda tau: gram(X, kernel="det_regularized", tau=tau), gram(X, kernel="binet_cauchy")
+    assert torch.allclose((K(1e-5) - 1) / 1e-5, T - 2, atol=1e-4) and torch.allclose(K(1e8), det2, atol=1e-6)
+
+# kernel_health
+
+def wishart(N=30, n=6): return gram(rand(N, n, 2))
+
+@pytest.mark.parametrize("K, kwargs, verdict", [
+    (wishart(), {}, "healthy"), (torch.eye(30) + 1 - 1e-9 * wishart().float(), {}, "degenerate"), (torch.ones(9, 9), {}, "degenerate"), (torch.eye(9), {}, "degenerate"),
+    (torch.eye(30).double() + .03 * wishart(), {}, "diagonal-dominated"), (wishart(), {"n_clusters": 2}, "diagonal-dominated"),
+    (gram(rand(40, 3, 1), kernel=GrassmannKernel("linear", "plucker", abs_det=True)), {}, "indefinite")])
+def test_verdicts(K, kwargs, verdict):
+    health = kernel_health(K, **kwargs)
+    assert health.verdict == verdict
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert health.warn() is health
+    assert [w.category for w in seen] == ([] if verdict == "healthy" else [KernelDegenerateWarning]) and all(w.filename == __file__ for w in seen)
+
+def test_health_knows_the_chance_level():
+    n, k = 60, 3
+    T = _overlap(rand(200, n, k))[tuple(torch.triu_indices(200, 200, 1))] / k
+    health = kernel_health(wishart(), n=n, k=k)
+    assert abs(T.mean() - health.chance) < 5 * health.chance_std / 100 and abs(T.std() / health.chance_std - 1) < .1
+    assert health.log10_det2 < 0 and f"Gr({k}, {n})" in health.advice and kernel_health(wishart()).chance is None
+
+def test_indefiniteness_is_seen_among_many():
+    A = gram(rand(2100, 3, 1), kernel=GrassmannKernel("linear", "plucker", abs_det=True))
+    assert kernel_health(A).eig_ratio < -1e-3
+
+@pytest.mark.parametrize("f, message", [
+    (lambda: gram(rand(3, 6, 2), rand(3, 7, 2)), "ambient dimensions differ: 6 and 7"), (lambda: gram([rand(1, 6, 2)[0], rand(1, 7, 2)[0]]), "ambient dimensions differ"),
+    (lambda: gram(rand(3, 6, 2)[0]), "expected a stack"), (lambda: gram([]), "list of 0 arrays"), (lambda: gram(torch.ones(2, 6, 2)), "not orthonormal"),
+    (lambda: gram([rand(1, 6, 2)[0], torch.ones(6, 2)]), r"columns of X\[1\] are not orthonormal"), (lambda: gram(rand(2, 6, 2), kernel="rbf"), "kernel 'rbf' is unknown"),
+    (lambda: distance(rand(1, 6, 2), rand(1, 6, 2), "euclid"), "metric 'euclid' is unknown"), (lambda: pairwise_distances(rand(1, 6, 2), metric="euclid"), "is unknown"),
+    (lambda: GrassmannKernel("cubic"), "form='cubic'"), (lambda: GrassmannKernel("rbf", "angles"), "embedding='angles'"),
+    (lambda: GrassmannKernel("polynomial", alpha=1.5), "polynomial needs alpha = 1, 2, 3"), (lambda: GrassmannKernel("binomial", alpha=0), "alpha > 0"),
+    (lambda: GrassmannKernel("rbf", beta=0), "rbf needs beta > 0"), (lambda: GrassmannKernel("polynomial", beta=-1), "polynomial needs beta ≥ 0"),
+    (lambda: GrassmannKernel(embedding="det_regularized", tau=0), "tau > 0"), (lambda: GrassmannKernel(abs_det=True), "abs_det=True needs embedding='plucker'"),
+    (lambda: GrassmannKernel("logarithm", normalize=True), "normalize=True"), (lambda: gram(rand(2, 6, 3), kernel="projection_binomial", beta=3), "beta > t_max = 3"),
+    (lambda: gram(rand(2, 6, 3), kernel="binet_cauchy_binomial", beta=1), "beta > t_max = 1"), (lambda: gram(rand(2, 6, 3), rand(2, 6, 2), kernel="binet_cauchy"), "needs one k"),
+    (lambda: gram(rand(2, 6, 2), kernel="binet_cauchy", weights=torch.ones(2, 2)), "weights need embedding='projection'"),
+    (lambda: gram(rand(2, 6, 2), weights=torch.ones(3, 2)), r"weights of X have shape \(3, 2\); expected \(2, 2\)"),
+    (lambda: gram(rand(2, 6, 2), weights=-torch.ones(2, 2)), "none negative"), (lambda: kernel_health(torch.ones(2, 3)), r"shape \(2, 3\)"),
+    (lambda: kernel_health(torch.ones(1, 1)), "N ≥ 2"), (lambda: kernel_health(torch.full((2, 2), math.nan)), "4 entries of K are NaN")])
+def test_errors_say_what_came_and_what_to_do(f, message):
+    with pytest.raises(ValueError, match=message): f()
+
+@pytest.mark.parametrize("f", SOURCE)
+def test_source_functions_on_stacks_and_any_basis(f):
+    X, Y = (np.random.default_rng(s).normal(size=(3, 6, 2)) for s in (0, 1))
+    K = f(X, Y)
+    assert K.shape == (3,) and torch.allclose(K[1], f(X[1], Y[1])) and torch.allclose(f(X @ np.array([[2., 1], [0, -3]]), Y), K)
+    assert f(X, X).isfinite().all() # |det| of a subspace with itself may round to more than 1
+
+@pytest.mark.parametrize("f, form, normalize", [(SOURCE[0], "polynomial", False), (SOURCE[1], "rbf", None), (SOURCE[2], "laplace", None), (SOURCE[4], "logarithm", None)])
+def test_source_functions_are_the_abs_det_kernels(f, form, normalize):
+    X = rand(5, 6, 2)
+    K = gram(X, kernel=GrassmannKernel(form, "plucker", beta=3, abs_det=True, normalize=normalize))
+    assert torch.allclose(K, f(X[:, None], X), atol=3e-7) # √(1 − t) at identity
