@@ -195,7 +195,7 @@ def pattern_of(pattern):
     if len(re.findall(r"(?<!\()[*+?{]", pattern)) > 3 or re.search(r"\)[*+?{]|\\\d", pattern): raise ValueError(f"the pattern {pattern[:60]!r} could take for ever to match")
     return re.compile(rf"(.*\.)?({pattern})$")
 
-# %% ../nbs/03b_kinds.ipynb #70daaa7b
+# %% ../nbs/03b_kinds.ipynb #645a6b85
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STRANGE = ("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "use_kasa", "kasa_config")
 
@@ -211,7 +211,7 @@ def check_config(
     if odd := [f for f in _STRANGE if config.get(f)]: fail(f"{', '.join(odd)}: the update is not scale · B · A on the base; loragrass cannot read it", "E12")
     patterns = [config.get(f) or {} for f in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(p, dict) for p in patterns): fail("rank_pattern and alpha_pattern must map names to numbers", "E11")
-    numbers = [(f, config[f]) for f in ("r", "lora_alpha", "alpha") if config.get(f) is not None] + [item for p in patterns for item in p.items()]
+    numbers = [(f, config[f]) for f in ("r", "lora_alpha", "alpha") if f in config] + [item for p in patterns for item in p.items()]
     if (mlx := config.get("lora_parameters")) is not None: numbers.append(("lora_parameters.scale", mlx.get("scale") if isinstance(mlx, dict) else None))
     for name, x in numbers:
         masks = kind == "ADALORA" and isinstance(x, list) # its rank_pattern holds masks

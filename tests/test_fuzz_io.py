@@ -1,0 +1,120 @@
+"""Mutated files: only LoRAFormatError, no crash, no hang, no memory, no wrong silent read.
+
+A quick run by default; LORAGRASS_FUZZ=10000 (`make fuzz`) for a long one."""
+import json, os, resource, struct, time, warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from safetensors.torch import load_file, save, save_file
+
+import loragrass as lg
+from lora_files import LISTS, kohya, peft_folder, tensors
+
+EXAMPLES = int(os.environ.get("LORAGRASS_FUZZ", 300))
+fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+
+def seeds():
+    some = lambda name, n: tensors({k: [min(d, 6) if d != "r" else d for d in s] for k, s in list(LISTS[name].items())[:n]})  # noqa: E731
+    lokr = {"lora_unet_x.lokr_w1": torch.ones(2, 2), "lora_unet_x.lokr_w2_a": torch.ones(3, 2), "lora_unet_x.lokr_w2_b": torch.ones(2, 4), "lora_unet_x.alpha": torch.tensor(1.0)}
+    loha = {f"lora_unet_y.hada_{w}": torch.ones(9, 2) if w.endswith("a") else torch.ones(2, 9) for w in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    return [save(t) for t in (kohya((9, 8), (6, 7)), some("sd15_diffusers_new", 8), some("sd15_diffusers_old", 8), lokr | loha)]
+
+SEEDS = seeds()
+HEADER = json.loads(SEEDS[0][8:8 + struct.unpack("<Q", SEEDS[0][:8])[0]])
+
+def attempt(path):
+    "Read everything; what comes back must be finite and of the shape it claims"
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try: lora = lg.load(path)
+        except lg.LoRAFormatError as e:
+            assert e.code and len(str(e)) < 2000
+            lora = {}
+    for module in lora:
+        u = lora[module]
+        assert torch.isfinite(u.up.float()).all() and torch.isfinite(u.down.float()).all() and u.dense().shape == u.weight_shape
+    assert time.process_time() - start < 5
+    return lora
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory): return tmp_path_factory.mktemp("fuzz")/"a.safetensors"
+
+@fuzz
+@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=0, max_size=4), st.integers(0, 4)), min_size=1, max_size=4))
+def test_bytes_changed_anywhere(path, data, edits):
+    for at, new, drop in edits:
+        i = int(at * len(data))
+        data = data[:i] + new + data[i + drop:]
+    path.write_bytes(data)
+    if lora := attempt(path): # what is read is what the library reads
+        theirs = load_file(path)
+        assert all(key in theirs for r in lora.updates.recipes.values() for key in r.keys.values())
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=8), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3), max_leaves=8)
+entries = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F16", "BF16", "F8_E4M3", "I64", "BOOL", "X"]) | json_values, "shape": st.lists(st.integers(-1, 9) | st.integers(0, 2**64), max_size=6) | json_values,
+                                 "data_offsets": st.lists(st.integers(0, 600) | st.integers(-2**64, 2**64), min_size=1, max_size=3) | json_values})
+keys = st.sampled_from([k for k in HEADER] + ["q.alpha", "q.hada_w1_a", "q.lokr_w1", "base_model.vera_A", "../x", "__metadata__"]) | st.text(max_size=30)
+
+@fuzz
+@given(st.dictionaries(keys, entries | json_values, max_size=6), st.booleans())
+def test_headers_of_any_json(path, header, keep):
+    text = json.dumps(header | (HEADER if keep else {})).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + SEEDS[0][8 + struct.unpack("<Q", SEEDS[0][:8])[0]:])
+    attempt(path)
+
+roles = st.sampled_from(["lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "scale", "dora_scale", "lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
+                         "hada_t1", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "lora_a", "lora_b", "diff", "vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"])
+modules = st.sampled_from(["lora_unet_x", "lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_0_linear1", "unet.x", "base_model.model.q", "base_model"])
+
+@fuzz
+@given(st.dictionaries(st.tuples(modules, roles), st.lists(st.integers(1, 6), max_size=4), min_size=1, max_size=8), st.sampled_from([torch.float32, torch.float16, torch.int64]))
+def test_roles_and_shapes_of_any_kind(path, shapes, dtype):
+    save_file({f"{m}.{role}": torch.ones(s, dtype=dtype) for (m, role), s in shapes.items()}, path)
+    attempt(path)
+
+CONFIG = st.dictionaries(st.sampled_from(["peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out", "target_parameters", "init_lora_weights", "lora_parameters", "layer_replication"]), json_values, max_size=5)
+
+@fuzz
+@given(CONFIG)
+def test_configs_of_any_json(tmp_path_factory, config):
+    folder = tmp_path_factory.getbasetemp()/"fuzz_config"
+    if not folder.exists(): peft_folder(folder, {f"base_model.model.q.lora_{x}.weight": torch.ones(s) for x, s in (("A", (2, 6)), ("B", (9, 2)))})
+    (folder/"adapter_config.json").write_text(json.dumps(config))
+    attempt(folder)
+
+# hostile on purpose
+
+def raw(text, data=b""): return struct.pack("<Q", len(text)) + text + data
+PAIR = b'"%s.lora_A.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+HOSTILE = {
+    "100 MB header": lambda: raw(b'{"a":"' + b"x" * (100 << 20) + b'"}'),
+    "a million tensors": lambda: raw(b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[],"data_offsets":[0,4]}' % i for i in range(10**6)) + b"}"),
+    "thirty million lists": lambda: raw(b'{"a":[' + b"[]," * 10_000_000 + b"[]]}"),
+    "deep": lambda: raw(b'{"a":' + b"[" * (1 << 20) + b"}"),
+    "2**63 bytes": lambda: raw(b'{"a.lora_A.weight":{"dtype":"F32","shape":[2305843009213693952],"data_offsets":[0,9223372036854775808]}}'),
+    "2**63 header": lambda: struct.pack("<Q", 1 << 63) + b"{" + bytes(100),
+    "overlapping": lambda: raw(b'{"a.lora_A.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a.lora_B.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+    "a path": lambda: raw(b"{" + PAIR % b"../../../etc/passwd" + b"}", bytes(4)),
+    "a long name": lambda: raw(b"{" + PAIR % (b"a." * 10**6) + b"}", bytes(4)),
+    "a huge integer": lambda: raw(b'{"a":' + b"9" * 10**6 + b"}"),
+    "a kronecker bomb": lambda: save({"q.lokr_w1": torch.ones(1024, 1024), "q.lokr_w2_a": torch.ones(1024, 4), "q.lokr_w2_b": torch.ones(4, 1024)}),
+    "a tucker bomb": lambda: save({"q.lora_mid.weight": torch.ones(1, 1, 1024, 1024), "q.lora_down.weight": torch.ones(1, 1 << 20, 1, 1), "q.lora_up.weight": torch.ones(8, 1, 1, 1)}),
+}
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_headers_are_refused_quickly_and_in_little_memory(tmp_path, name):
+    path = tmp_path/"a.safetensors"
+    path.write_bytes(HOSTILE[name]())
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(lg.LoRAFormatError): lg.load(path)
+    assert time.process_time() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20 # kB
+
+def test_patterns_that_never_end_are_refused(tmp_path):
+    t = {f"base_model.model.{'a' * 60}.{i}.lora_{x}.weight": torch.ones(s) for i in range(50) for x, s in (("A", (2, 6)), ("B", (9, 2)))}
+    for i, pattern in enumerate(("(a+)+$", "(a|aa)*b", "a?" * 40 + "a" * 40, ".*.*.*.*b", r"(a)\1*b")):
+        start = time.process_time()
+        with pytest.raises(lg.LoRAFormatError) as e: lg.load(peft_folder(tmp_path/str(i), t, r=2, alpha_pattern={pattern: 3}))
+        assert e.value.code == "E14" and time.process_time() - start < 5
