@@ -42,7 +42,7 @@ class _Recipe(NamedTuple):
 
     def update(self, up, down): return LoRAUpdate(up, down, self.scale, self.weight_shape, self.transposed)
 
-# %% ../nbs/03c_formats.ipynb #c5b8eec9
+# %% ../nbs/03c_formats.ipynb #729f6879
 class _Updates(Mapping[str, LoRAUpdate]):
     "Module → update, read from the file when asked for"
     def __init__(self, file:TensorFile, recipes:dict): self.file, self.recipes, self.kept = file, recipes, {}
@@ -58,7 +58,9 @@ class _Updates(Mapping[str, LoRAUpdate]):
         r = self.recipes[module]
         tensors = dict(zip(r.keys, self.file.read(list(r.keys.values()))))
         for role, t in tensors.items():
-            if not _finite(t): raise LoRAFormatError(f"{r.keys[role]} holds {_count_bad(t)} NaN or infinite values. Training diverged. drop_bad=True leaves such modules out", self.file.path, module, "E4")
+            if not _finite(t):
+                text = f"{r.keys[role]} holds {_count_bad(t)} NaN or infinite values. Training diverged. drop_bad=True leaves such modules out"
+                raise LoRAFormatError(text, self.file.path, module, "E4")
         if r.approx is None: up, down = READERS[r.kind].build(**tensors)
         else: up, down, self.kept[module] = approximate(r.kind, tensors, r.approx)
         if r.part:
@@ -79,7 +81,7 @@ class _Kept(Mapping[str, Tensor]):
     def __iter__(self): return iter(self.names)
     def __getitem__(self, key): return self.file[self.names[key] or key]
 
-# %% ../nbs/03c_formats.ipynb #982562b2
+# %% ../nbs/03c_formats.ipynb #bdf4ed1b
 _WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors") # PEFT, MLX, diffusers
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 
@@ -88,7 +90,9 @@ def _locate(path, limits)->tuple[Path, dict|None]:
     if path.is_dir():
         found = [path/name for name in _WEIGHTS if (path/name).is_file()]
         if not found and (path/"adapter_model.bin").exists(): raise _pickled(path/"adapter_model.bin")
-        if not found: raise LoRAFormatError(f"no adapter in this folder: expected {' or '.join(_WEIGHTS)}, found {', '.join(sorted(os.listdir(path))[:8]) or 'nothing'}", path, code="E13")
+        if not found:
+            there = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
+            raise LoRAFormatError(f"no adapter in this folder: expected {' or '.join(_WEIGHTS)}, found {there}", path, code="E13")
         path = found[0]
     if path.suffix.lower() in _PICKLES: raise _pickled(path)
     config = path.parent/"adapter_config.json"
@@ -100,7 +104,8 @@ def _pickled(path):
 
 def _config(path, limits):
     def fail(text, code): raise LoRAFormatError(text, path, code=code)
-    if (size := path.stat().st_size) > limits["config"]: fail(f"{size:,} bytes are over the limit of {limits['config']:,}; raise it with limits={{'config': …}}", "E14")
+    if (size := path.stat().st_size) > limits["config"]:
+        fail(f"{size:,} bytes are over the limit of {limits['config']:,}; raise it with limits={{'config': …}}", "E14")
     try: config = json.loads(path.read_text("utf8"))
     except (ValueError, RecursionError) as e: fail(f"not valid JSON ({str(e)[:100]}), so the scale cannot be known", "E11")
     if not isinstance(config, dict): fail(f"expected a JSON object, got {str(config)[:50]}", "E11")
@@ -115,7 +120,7 @@ class _Options(NamedTuple):
     scale:float|None = None
     limits:Mapping[str, int]|None = None
 
-# %% ../nbs/03c_formats.ipynb #c4fde063
+# %% ../nbs/03c_formats.ipynb #8ec6ab15
 class _Reading:
     "A file on its way to a LoRA"
     def __init__(self, path, options:_Options):
@@ -128,7 +133,8 @@ class _Reading:
         self.kept:list[str] = []
         self.shared:dict[str, str] = {} # projections of VeRA
         for key in self.file: self.sort(key)
-        single = [key for roles in self.modules.values() for (_, role), key in roles.items() if role in ("alpha", "scale") and math.prod(self.file.entries[key].shape) == 1]
+        numbers = [key for roles in self.modules.values() for (_, role), key in roles.items() if role in ("alpha", "scale")]
+        single = [key for key in numbers if math.prod(self.file.entries[key].shape) == 1]
         self.numbers = {key: float(t) for key, t in zip(single, self.file.read(single))}
         self.recipes:dict[str, _Recipe] = {}
         self.namings, self.kinds, self.foreign = Counter(), Counter(), Counter()
@@ -162,7 +168,8 @@ class _Reading:
         recipe = self.recipe(raw, kind, keys)
         recipe = recipe._replace(scale=self.scale(raw, names[0], naming, recipe, roles))
         rows = split_rows(len(names), recipe.m, recipe.n)
-        if sum(rows) != recipe.m or min(rows) < 1: self.fail(f"{raw}: its {recipe.m} rows are not those of {len(names)} modules ({', '.join(names)})", "E6", raw)
+        if sum(rows) != recipe.m or min(rows) < 1:
+            self.fail(f"{raw}: its {recipe.m} rows are not those of {len(names)} modules ({', '.join(names)})", "E6", raw)
         ends = [0, *accumulate(rows)]
         for name, a, b in zip(names, ends, ends[1:]):
             self.put(raw, name, recipe if len(names) == 1 else recipe._replace(part=(a, b), weight_shape=(b - a, *recipe.weight_shape[1:])))
@@ -170,7 +177,8 @@ class _Reading:
 
     def magnitude(self, raw, key):
         if not self.options.ignore_magnitude:
-            self.fail(f"{key}: DoRA. Its update depends on the base weights and cannot be read from the file alone. ignore_magnitude=True treats it as plain LoRA (changes the result)", "E9", raw)
+            self.fail(f"{key}: DoRA. Its update depends on the base weights and cannot be read from the file alone. ignore_magnitude=True treats it as plain "
+                "LoRA (changes the result)", "E9", raw)
         self.kept.append(key)
 
     def stacked(self, kind, keys, name):
@@ -180,7 +188,8 @@ class _Reading:
 
     def recipe(self, raw, kind, keys):
         "What to read and how to build it, every shape checked"
-        if missing := [role for role in READERS[kind].needs if not set(role.split("|")) & keys.keys()]: self.fail(f"{raw} has {', '.join(keys)} but no {' or '.join(missing)}", "E5", raw)
+        if missing := [role for role in READERS[kind].needs if not set(role.split("|")) & keys.keys()]:
+            self.fail(f"{raw} has {', '.join(keys)} but no {' or '.join(missing)}", "E5", raw)
         entries = {role: self.file.entries[key] for role, key in keys.items()}
         said = ", ".join(f"{role} is {e.shape}" for role, e in entries.items())
         for role, e in entries.items():
@@ -188,28 +197,37 @@ class _Reading:
         try: size = READERS[kind].size(**{role: e.shape for role, e in entries.items()})
         except (ValueError, IndexError, TypeError) as e: self.fail(f"{raw}: {said}: {e if isinstance(e, ValueError) else 'a dimension is missing'}", "E6", raw)
         limits, rank = self.file.limits, self.options.approx_rank
-        if not size.low and rank is None: self.fail(f"{raw}: {kind} ({said}) is not low rank. approx_rank=N makes an approximation (reports the loss)", "E10", raw)
-        if size.rank > limits["rank"] and (size.low or kind == "loha"): self.fail(f"{raw}: rank {size.rank} is over the limit of {limits['rank']}; raise it with limits={{'rank': …}}", "E14", raw)
+        if not size.low and rank is None:
+            self.fail(f"{raw}: {kind} ({said}) is not low rank. approx_rank=N makes an approximation (reports the loss)", "E10", raw)
+        if size.rank > limits["rank"] and (size.low or kind == "loha"):
+            self.fail(f"{raw}: rank {size.rank} is over the limit of {limits['rank']}; raise it with limits={{'rank': …}}", "E14", raw)
         numbers = (size.m + size.n) * (min(rank or size.rank, size.rank) if kind == "lokr" else size.rank)
         if numbers > max(limits["numbers"], 2 * sum(math.prod(e.shape) for e in entries.values())):
             self.fail(f"{raw}: factors of {numbers:,} numbers are over the limit of {limits['numbers']:,}; raise it with limits={{'numbers': …}}", "E14", raw)
-        conv1d = kind == "lora" and bool(self.config.get("fan_in_fan_out")) and len(size.weight_shape) == 2 and not re.search(r"(?:lm_head|score|classifier)$", raw)
+        linear = len(size.weight_shape) != 2 or re.search(r"(?:lm_head|score|classifier)$", raw) # these are no Conv1D in any model
+        conv1d = kind == "lora" and bool(self.config.get("fan_in_fan_out")) and not linear
         shape = size.weight_shape[::-1] if conv1d else size.weight_shape
         plain = kind in ("lora", "embedding", "mlx") and "mid" not in keys
-        return _Recipe(kind, keys, size.m, size.rank, size.n, shape, conv1d or size.transposed, entries["up"].dtype if plain else torch.float32, approx=None if size.low else rank)
+        return _Recipe(kind, keys, size.m, size.rank, size.n, shape, conv1d or size.transposed, entries["up"].dtype if plain else torch.float32,
+            approx=None if size.low else rank)
 
     def scale(self, raw, name, naming, recipe, roles):
         "The four rules"
         rank = next((self.file.entries[recipe.keys[role]].shape[0] for role in READERS[recipe.kind].rank_of if role in recipe.keys), None)
         alpha, fixed = roles.get(("any", "alpha")), roles.get(("any", "scale"))
         for key in (alpha, fixed):
-            if key and not 0 <= self.numbers.get(key, -1) <= 1e6: self.fail(f"{key} should be one number from 0 to 1,000,000; it is {self.numbers.get(key, f'of shape {self.file.entries[key].shape}')}", "E14", key)
+            if key and not 0 <= self.numbers.get(key, -1) <= 1e6:
+                self.fail(f"{key} should be one number from 0 to 1,000,000; it is {self.numbers.get(key, f'of shape {self.file.entries[key].shape}')}", "E14",
+                    key)
         if alpha: scale = self.numbers[alpha] / rank if rank else 1.0 # where nothing is decomposed (LoKr), alpha has no meaning
         elif (scale := self.scales.of(name, recipe.kind, rank or self.config.get("r", 8))) is None:
-            if naming == "peft" or recipe.kind in ("adalora", "embedding", "vera", "mlx"): self.fail("adapter_config.json missing. The scale cannot be known. Give alpha=A (scale A/r) or scale=S", "E11", raw)
+            if naming == "peft" or recipe.kind in ("adalora", "embedding", "vera", "mlx"):
+                self.fail("adapter_config.json missing. The scale cannot be known. Give alpha=A (scale A/r) or scale=S", "E11", raw)
             scale = 1.0
             if naming != "diffusers": self.untold.append(name)
-        if fixed and abs(self.numbers[fixed] - scale) > 1e-3 * abs(scale): self.fail(f"{fixed} = {self.numbers[fixed]:g} is used by some clients in place of the scale {scale:g} and ignored by others. Remove one of them from the file", "E11", raw)
+        if fixed and abs(self.numbers[fixed] - scale) > 1e-3 * abs(scale):
+            self.fail(f"{fixed} = {self.numbers[fixed]:g} is used by some clients in place of the scale {scale:g} and ignored by others. Remove one of them "
+                "from the file", "E11", raw)
         if not abs(scale) <= 1e4: self.fail(f"{raw}: scale {scale:g} is over the limit of 10,000", "E14", raw)
         return scale
 
@@ -221,14 +239,16 @@ class _Reading:
         a, b = (_Updates(self.file, {name: r})[name] for r in (self.recipes[name], recipe))
         if (len(a.up), a.down.shape[1]) != (len(b.up), b.down.shape[1]) or difference(a, b) > 1e-6 * a.norm():
             count = Counter(canonical(raw)[0] for raw in self.modules)
-            self.fail(f"modules of {len(count)} naming systems ({', '.join(f'{k} {n}' for k, n in count.items())}), and {name} is there twice with different values", "E8", name)
+            self.fail(f"modules of {len(count)} naming systems ({', '.join(f'{k} {n}' for k, n in count.items())}), and {name} is there twice with different "
+                "values", "E8", name)
         self.issues.append(Issue("W6", name, f"keys skipped: {raw} repeats {name} with the same values"))
 
     def finish(self)->LoRA:
         for raw, roles in self.modules.items(): self.add(raw, roles)
         if not self.recipes and self.foreign: self.fail(f"{', '.join(self.foreign)} is not low rank, and nothing else is in this file", "E10")
         if not self.recipes:
-            self.fail(f"no LoRA tensors found; {len(self.file)} keys, first: {', '.join(list(self.file)[:3])}. Known formats: kohya, LyCORIS (LoHa, LoKr), diffusers, PEFT (LoRA, AdaLoRA, VeRA, LoHa, LoKr), "
+            self.fail(f"no LoRA tensors found; {len(self.file)} keys, first: {', '.join(list(self.file)[:3])}. Known formats: kohya, LyCORIS (LoHa, LoKr), "
+                "diffusers, PEFT (LoRA, AdaLoRA, VeRA, LoHa, LoKr), "
                       "Flux in kohya, BFL, diffusers and OneTrainer names, MLX", "E13")
         updates = _Updates(self.file, self.recipes)
         arch = guess_arch(updates.shapes, self.modules)
@@ -240,7 +260,7 @@ class _Reading:
         lora.issues = [*self.issues, *_remarks(lora, self)]
         return lora
 
-# %% ../nbs/03c_formats.ipynb #9cfbce58
+# %% ../nbs/03c_formats.ipynb #d2fa12d8
 def difference(
     a:LoRAUpdate,
     b:LoRAUpdate, # of the same size
@@ -251,19 +271,22 @@ def difference(
 
 def _remarks(lora, reading)->Iterator[Issue]:
     "W3 to W6, from the header alone"
-    rank, encoders = max(lora.peek(m).rank for m in lora), [m for m in lora if m.startswith("text_encoder")]
+    rank, encoders = max(min(r.rank, r.approx or r.rank) for r in lora.updates.recipes.values()), [m for m in lora if m.startswith("text_encoder")]
     untold, kept = reading.untold, list(lora.passthrough) + [f"metadata {k}" for k in reading.file.dropped]
     has_alpha = any(("any", "alpha") in roles for roles in reading.modules.values())
-    if untold and (has_alpha or lora.format.startswith(("kohya", "onetrainer", "lycoris"))): yield Issue("W3", untold[0], f"alpha missing in {len(untold)} of {len(lora)} modules: scale 1 assumed")
+    if untold and (has_alpha or lora.format.startswith(("kohya", "onetrainer", "lycoris"))):
+        yield Issue("W3", untold[0], f"alpha missing in {len(untold)} of {len(lora)} modules: scale 1 assumed")
     if encoders and lora.arch in ("flux1", "sd3"): yield Issue("W4", encoders[0], "text encoder keys present; not all clients load them")
     if rank > 128: yield Issue("W5", "", f"rank {rank} > 512: vLLM cannot load it" if rank > 512 else f"rank {rank} > 128 is large for many clients")
     if kept: yield Issue("W6", kept[0], f"keys skipped: {len(kept)} are no low-rank update and are kept in .passthrough, first {', '.join(kept[:3])}")
     if reading.kinds["vera"]: yield Issue("W6", "", "VeRA does not store how wide a module's input is: the widest is assumed for all")
-    if odd := next((m for m, r in lora.updates.recipes.items() if _other_rank(reading.config, m, r)), None): yield Issue("E6", odd, f"{odd}: the config names another rank than the tensors have; theirs counts. PEFT cannot load this adapter")
+    if odd := next((m for m, r in lora.updates.recipes.items() if _other_rank(reading.config, m, r)), None):
+        yield Issue("E6", odd, f"{odd}: the config names another rank than the tensors have; theirs counts. PEFT cannot load this adapter")
 
-def _other_rank(config, module, recipe): return recipe.kind == "lora" and config.get("r") and by_pattern(config.get("rank_pattern"), module, config["r"]) != recipe.rank
+def _other_rank(config, module, recipe):
+    return recipe.kind == "lora" and "r" in config and by_pattern(config.get("rank_pattern"), module, config["r"]) != recipe.rank
 
-# %% ../nbs/03c_formats.ipynb #715a7995
+# %% ../nbs/03c_formats.ipynb #a8ab660a
 def load(
     path:str|Path, # a `.safetensors` file, or a folder with `adapter_config.json`
     drop_bad:bool=False, # leave modules with NaN out instead of refusing the file
@@ -288,11 +311,14 @@ def _check_numbers(lora, drop_bad):
             if e.code != "E4": raise
             bad.append(e)
         else: changes = changes or update.scale != 0 and bool(update.up.float().any())
-    if bad and (not drop_bad or len(bad) == len(lora)): raise LoRAFormatError(f"{bad[0].text} ({len(bad)} of {len(lora)} modules affected)", bad[0].path, bad[0].key, "E4")
+    if bad and (not drop_bad or len(bad) == len(lora)):
+        raise LoRAFormatError(f"{bad[0].text} ({len(bad)} of {len(lora)} modules affected)", bad[0].path, bad[0].key, "E4")
     for e in bad: del lora.updates.recipes[e.key]
     if bad: lora.issues.append(Issue("E4", bad[0].key, f"{len(bad)} modules with NaN or infinite values left out, first {bad[0].key}"))
     if not changes: lora.issues.append(Issue("E15", "", "all lora_up are zero: this LoRA changes nothing (untrained?)"))
-    if kept := lora.updates.kept: lora.issues.append(Issue("E10", min(kept, key=kept.get), f"{len(kept)} modules approximated; the worst keeps {min(kept.values()):.1%} of its squared norm"))
+    if kept := lora.updates.kept:
+        lora.issues.append(Issue("E10", min(kept, key=kept.get), f"{len(kept)} modules approximated; the worst keeps {min(kept.values()):.1%} of its squared "
+            "norm"))
 
 # %% ../nbs/03c_formats.ipynb #3fd2a519
 def load_all(
@@ -316,7 +342,7 @@ def load_all(
     for text in _collection_remarks(collection): warnings.warn(text, stacklevel=2)
     return collection
 
-# %% ../nbs/03c_formats.ipynb #8d6b114d
+# %% ../nbs/03c_formats.ipynb #81551e2d
 def _adapters_in(folder, limits):
     "Adapters below a folder, in order; and what looks like one and is not read"
     if not folder.is_dir(): return [folder], []
@@ -327,8 +353,8 @@ def _adapters_in(folder, limits):
         for path in sorted(Path(root)/name for name in files):
             if path.suffix.lower() in _PICKLES: skipped.append(_pickled(path))
             elif path.suffix == ".safetensors":
-                reason = "by its name, training state" if re.search(r"optimizer|scheduler|checkpoint-", path.name) else "a link that leaves the folder" if not path.resolve().is_relative_to(folder.resolve()) else None
-                if reason: skipped.append(LoRAFormatError(reason, path, code="E13"))
+                if re.search(r"optimizer|scheduler|checkpoint-", path.name): skipped.append(LoRAFormatError("training state, by its name", path, code="E13"))
+                elif not path.resolve().is_relative_to(folder.resolve()): skipped.append(LoRAFormatError("a link that leaves the folder", path, code="E13"))
                 else: found.append(path)
         if len(found) > limits["files"]: raise LoRAFormatError(f"over {limits['files']:,} adapters; raise it with limits={{'files': …}}", folder, code="E14")
     return found, skipped
@@ -342,17 +368,22 @@ def _of_one_base(loras, skipped):
     for lora in loras:
         odd = next((m for m in lora if m in usual and lora.shapes[m] != usual[m]), None)
         if odd is None: yield lora
-        else: skipped.append(LoRAFormatError(f"{odd}: shapes differ between files: {' × '.join(map(str, lora.shapes[odd]))} here, {' × '.join(map(str, usual[odd]))} in most. It is for another base model ({lora.arch})", lora.path, odd, "E7"))
+        else:
+            skipped.append(LoRAFormatError(f"{odd}: shapes differ between files: {' × '.join(map(str, lora.shapes[odd]))} here, "
+                f"{' × '.join(map(str, usual[odd]))} in most. It is for another base model ({lora.arch})", lora.path, odd, "E7"))
 
 def _collection_remarks(collection):
     skipped, issues = collection.skipped, Counter(i.code for lora in collection for i in lora.issues)
     if skipped: yield f"{len(skipped)} files skipped: " + "; ".join(map(str, skipped))
-    if collection and len(collection.modules) < len(collection.coverage): yield f"module sets differ: {len(collection.modules)} of {len(collection.coverage)} modules are in every adapter (missing counts as zero) [W1]"
+    if collection and len(collection.modules) < len(collection.coverage):
+        yield f"module sets differ: {len(collection.modules)} of {len(collection.coverage)} modules are in every adapter (missing counts as zero) [W1]"
     bases = Counter(v for lora in collection if (v := lora.metadata.get("ss_base_model_version") or (lora.config or {}).get("base_model_name_or_path")))
     if len(bases) > 1: yield f"base model versions differ: {', '.join(f'{b} ({n})' for b, n in bases.most_common(4))} [W2]"
-    if issues: yield f"{sum(bool(lora.issues) for lora in collection)} adapters have remarks ({', '.join(f'{c}: {n}' for c, n in sorted(issues.items()))}); see their .issues"
+    if issues:
+        codes = ", ".join(f"{c}: {n}" for c, n in sorted(issues.items()))
+        yield f"{sum(bool(lora.issues) for lora in collection)} adapters have remarks ({codes}); see their .issues"
 
-# %% ../nbs/03c_formats.ipynb #ac57de6e
+# %% ../nbs/03c_formats.ipynb #08b89fe0
 def load_lora_dataset(
     name_or_path:str|Path, # a data set on the hub, or a parquet file, or a folder of them
     streaming:bool=True, # an iterator of adapters; otherwise a collection, in memory
@@ -360,7 +391,7 @@ def load_lora_dataset(
     batch_size:int=32, # rows decoded at a time
 )->Iterator[LoRA]|LoRACollection:
     "Adapters of a table with one adapter a row; needs `pip install loragrass[hub]`"
-    from datasets import load_dataset # type: ignore[import-not-found] # the extra `hub`
+    from datasets import load_dataset # type: ignore[reportMissingImports]
     local = Path(name_or_path)
     files = {"data_files": {split: sorted(map(str, local.rglob("*.parquet"))) if local.is_dir() else str(local)}} if local.exists() else {}
     rows = load_dataset("parquet" if files else str(name_or_path), split=split, streaming=streaming, **files).with_format("arrow")
@@ -377,7 +408,8 @@ def _table_loras(table, name):
         modules:dict[str, dict[str, Tensor]] = {}
         for key, (module, _, role) in tensors.items(): modules.setdefault(canonical(module)[1][0], {})[role] = cells[key][i]
         metadata = {key: str(values[i]) for key, values in labels.items()}
-        yield LoRA({m: _row_update(m, **pair) for m, pair in modules.items()}, metadata.get("name", f"{name}[{i}]"), format="diffusers", arch="sd15", metadata=metadata)
+        yield LoRA({m: _row_update(m, **pair) for m, pair in modules.items()}, metadata.get("name", f"{name}[{i}]"), format="diffusers", arch="sd15",
+            metadata=metadata)
 
 def _cells(column):
     "One tensor a row, of a column of matrices or of flat lists"
@@ -388,6 +420,7 @@ def _cells(column):
 
 def _row_update(module, down, up):
     if down.ndim == 1: # flat: the widths of SD 1.5 tell the rank
-        width = 1280 if "mid_block" in module else {"down_blocks.0": 320, "down_blocks.1": 640, "up_blocks.2": 640, "up_blocks.3": 320}.get(module[5:].rpartition(".attentions")[0], 1280)
+        block = module.removeprefix("unet.").partition(".attentions")[0]
+        width = {"down_blocks.0": 320, "down_blocks.1": 640, "up_blocks.2": 640, "up_blocks.3": 320}.get(block, 1280)
         down, up = down.reshape(-1, 768 if re.search(r"attn2\.to_[kv]$", module) else width), up.reshape(width, -1)
     return LoRAUpdate(up, down, 1.0, (len(up), down.shape[1]))

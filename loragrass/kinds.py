@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from .lora_io import LoRAFormatError, LoRAUpdate
 
-# %% ../nbs/03b_kinds.ipynb #9fde0a72
+# %% ../nbs/03b_kinds.ipynb #467a2684
 GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
-    ("lora", "down", r"lora_down\.weight|lora_A(?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.down\.weight|(?<=_lora\.)down\.weight|(?<=_lora[12]\.)down\.weight"),
-    ("lora", "up", r"lora_up\.weight|lora_B(?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.up\.weight|(?<=_lora\.)up\.weight|(?<=_lora[12]\.)up\.weight"),
+    ("lora", "down", r"lora_down\.weight|lora_A(?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.down\.weight|"
+     r"(?<=_lora\.)down\.weight|(?<=_lora[12]\.)down\.weight"),
+    ("lora", "up", r"lora_up\.weight|lora_B(?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.up\.weight|"
+     r"(?<=_lora\.)up\.weight|(?<=_lora[12]\.)up\.weight"),
     ("lora", "mid", r"lora_mid\.weight"),
     ("any", "alpha", r"alpha"), ("any", "scale", r"scale"), ("any", "magnitude", r"dora_scale|lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|m"),
     ("embedding", "down", r"lora_embedding_A(?:\.[^.]+)?"), ("embedding", "up", r"lora_embedding_B(?:\.[^.]+)?"),
@@ -122,7 +124,7 @@ def _lokr(**tensors):
     (B1, A1), (B2, A2) = _kronecker_parts(**tensors)
     return torch.kron(B1, B2), torch.kron(A1, A2)
 
-# %% ../nbs/03b_kinds.ipynb #8311f3cd
+# %% ../nbs/03b_kinds.ipynb #7b74425c
 class Reader(NamedTuple):
     size:Callable # shapes by role → Size; ValueError when they do not fit
     build:Callable # tensors by role → up (m, r), down (r, n)
@@ -133,7 +135,8 @@ READERS = {
     "lora": Reader(_lora_size, _lora),
     "embedding": Reader(_embedding_size, lambda down, up: (up, down)),
     "adalora": Reader(_adalora_size, lambda down, up, E: (up, E.float() * down.float()), ("down", "up", "E")), # singular values apart
-    "vera": Reader(_vera_size, lambda b, d, A, B: (b[:, None].float() * B[:len(b)].float(), d[:, None].float() * A.float()), ("b", "d", "A", "B"), ("d",)), # a shared random pair, two vectors
+    # a shared random pair, two vectors
+    "vera": Reader(_vera_size, lambda b, d, A, B: (b[:, None].float() * B[:len(b)].float(), d[:, None].float() * A.float()), ("b", "d", "A", "B"), ("d",)),
     "loha": Reader(_loha_size, _loha, ("w1_a", "w1_b", "w2_a", "w2_b"), ("w1_b",)),
     "lokr": Reader(_lokr_size, _lokr, ("w1|w1_a", "w1|w1_b", "w2|w2_a", "w2|w2_b"), ("w2_b", "w1_b")),
     "mlx": Reader(_mlx_size, lambda down, up: (up.mT, down.mT), rank_of=()), # (in, r) and (r, out)
@@ -159,7 +162,7 @@ def approximate(
 
 def _share(part, whole): return float(part.square().sum() / whole.square().sum()) if len(whole) else 1.0
 
-# %% ../nbs/03b_kinds.ipynb #2b06c8d2
+# %% ../nbs/03b_kinds.ipynb #18983839
 class Scales(NamedTuple):
     "What is said about scale beside `alpha` tensors"
     configs:Mapping[str, Mapping] # component → config; "" for a PEFT or MLX adapter
@@ -192,10 +195,11 @@ def by_pattern(patterns, name, default):
 
 @lru_cache(100_000)
 def pattern_of(pattern):
-    if len(re.findall(r"(?<!\()[*+?{]", pattern)) > 3 or re.search(r"\)[*+?{]|\\\d", pattern): raise ValueError(f"the pattern {pattern[:60]!r} could take for ever to match")
+    if len(re.findall(r"(?<!\()[*+?{]", pattern)) > 3 or re.search(r"\)[*+?{]|\\\d", pattern):
+        raise ValueError(f"the pattern {pattern[:60]!r} could take for ever to match")
     return re.compile(rf"(.*\.)?({pattern})$")
 
-# %% ../nbs/03b_kinds.ipynb #645a6b85
+# %% ../nbs/03b_kinds.ipynb #f64311f6
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STRANGE = ("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "use_kasa", "kasa_config")
 
@@ -207,7 +211,8 @@ def check_config(
     kind, start = str(config.get("peft_type", "LORA")).removeprefix("PeftType."), str(config.get("init_lora_weights", "")).lower()
     if kind not in ("LORA", "ADALORA", "VERA", "LOHA", "LOKR"): fail(f"peft_type {kind[:40]} is not low rank", "E10")
     if start.startswith(_CHANGED_BASE):
-        fail(f"init_lora_weights={start[:40]}: this adapter changes the base model; convert it first with PEFT (path_initial_model_for_weight_conversion)", "E12")
+        fail(f"init_lora_weights={start[:40]}: this adapter changes the base model; convert it first with PEFT (path_initial_model_for_weight_conversion)",
+            "E12")
     if odd := [f for f in _STRANGE if config.get(f)]: fail(f"{', '.join(odd)}: the update is not scale · B · A on the base; loragrass cannot read it", "E12")
     patterns = [config.get(f) or {} for f in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(p, dict) for p in patterns): fail("rank_pattern and alpha_pattern must map names to numbers", "E11")
@@ -215,7 +220,8 @@ def check_config(
     if (mlx := config.get("lora_parameters")) is not None: numbers.append(("lora_parameters.scale", mlx.get("scale") if isinstance(mlx, dict) else None))
     for name, x in numbers:
         masks = kind == "ADALORA" and isinstance(x, list) # its rank_pattern holds masks
-        if not masks and (type(x) not in (int, float) or not -1e9 < x < 1e9): fail(f"{name[:80]} should be a number, it is {str(x)[:40]}", "E11") # type: ignore[operator]
+        if not masks and (isinstance(x, bool) or not isinstance(x, (int, float)) or not -1e9 < x < 1e9):
+            fail(f"{name[:80]} should be a number, it is {str(x)[:40]}", "E11")
     for pattern in [p for each in patterns for p in each]:
         try: pattern_of(pattern)
         except (ValueError, re.error, RecursionError, OverflowError) as e: fail(str(e), "E14")

@@ -132,11 +132,12 @@ class LoRA(Mapping[str, LoRAUpdate]):
         odd = f", {len(self.issues)} issues" if self.issues else ""
         return f"LoRA({self.name!r}, {self.format}, {self.arch}: {len(self)} modules of rank {rank}{odd})"
 
-# %% ../nbs/03_lora_io.ipynb #a495cfa8
+# %% ../nbs/03_lora_io.ipynb #8229b2fd
 def _row(module, u):
     S = u.svd().S
     p = S / S.sum()
-    return dict(module=module, shape=tuple(u.weight_shape), rank=u.rank, numerical_rank=len(S), effective_rank=float(torch.exp(-(p * p.log()).sum())) if len(S) else 0.0,
+    return dict(module=module, shape=tuple(u.weight_shape), rank=u.rank, numerical_rank=len(S),
+        effective_rank=float(torch.exp(-(p * p.log()).sum())) if len(S) else 0.0,
                 scale=u.scale, dtype=str(u.up.dtype).removeprefix("torch."), norm=float(torch.linalg.vector_norm(S)))
 
 # %% ../nbs/03_lora_io.ipynb #4ad0675a
@@ -208,12 +209,14 @@ def _shapes_differ(module, a, b):
     return LoRAFormatError(f"{module}: shapes differ between adapters: {a.name or 'one'} {am} × {an}, {b.name or 'another'} {bm} × {bn}. "
                            f"These LoRAs are for different base models ({a.arch}, {b.arch})", a.path, module, "E7")
 
-# %% ../nbs/03_lora_io.ipynb #83315ebc
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+# %% ../nbs/03_lora_io.ipynb #9d027b57
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 
 # what `limits={...}` may raise
-LIMITS = {"header": 32 << 20, "tensors": 100_000, "metadata": 1 << 20, "config": 1 << 20, "file": 8 << 30, "dim": 1 << 20, "ndim": 5, "rank": 4096, "numbers": 1 << 26, "files": 10_000}
+LIMITS = {"header": 32 << 20, "tensors": 100_000, "metadata": 1 << 20, "config": 1 << 20, "file": 8 << 30, "dim": 1 << 20, "ndim": 5, "rank": 4096,
+    "numbers": 1 << 26, "files": 10_000}
 
 class Entry(NamedTuple):
     "Where a tensor lies in its file"
@@ -254,7 +257,7 @@ def _tensor(f, entry):
     f.seek(entry.start); f.readinto(data)
     return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape) # through torch: NumPy has neither bf16 nor fp8
 
-# %% ../nbs/03_lora_io.ipynb #2dfc36cf
+# %% ../nbs/03_lora_io.ipynb #0ee7d015
 def _header(f, path, limits):
     "Entries, metadata and the names of dropped metadata, or a LoRAFormatError"
     def fail(text, code="E1", key=None): raise LoRAFormatError(text, path, key, code)
@@ -268,7 +271,8 @@ def _header(f, path, limits):
         if n > limits["header"]: fail(f"header of {n:,} bytes is over the limit of {limits['header']:,}; raise it with limits={{'header': …}}", "E14")
         fail(f"truncated: the header should have {n:,} bytes, the file has {size:,}. Download it again", "E2")
     f.seek(8); raw = f.read(n)
-    if (count := raw.count(b'"data_offsets"')) > limits["tensors"]: fail(f"header of {count:,} tensors is over the limit of {limits['tensors']:,}; raise it with limits={{'tensors': …}}", "E14")
+    if (count := raw.count(b'"data_offsets"')) > limits["tensors"]:
+        fail(f"header of {count:,} tensors is over the limit of {limits['tensors']:,}; raise it with limits={{'tensors': …}}", "E14")
     try: header = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as e: fail(f"the header is not valid: {str(e)[:200] or type(e).__name__}")
     metadata = header.pop("__metadata__", {})
@@ -283,16 +287,19 @@ def _header(f, path, limits):
     if end < size: fail(f"header promises {end - 8 - n:,} bytes of tensors, file has {size - 8 - n:,}: what follows belongs to no tensor", "E2")
     return entries, {k: v for k, v in metadata.items() if k not in dropped}, dropped
 
-# %% ../nbs/03_lora_io.ipynb #c664eabc
+# %% ../nbs/03_lora_io.ipynb #775a823e
 def _entry(key, value, offset, limits, fail):
     "One line of the header, every claim checked"
-    if len(key) > 256 or re.search(r"[\x00-\x1f/\\]", key): fail(f"{key[:256]!r} is no name of a tensor: it is too long, or holds path or control characters", key=key)
+    if len(key) > 256 or re.search(r"[\x00-\x1f/\\]", key):
+        fail(f"{key[:256]!r} is no name of a tensor: it is too long, or holds path or control characters", key=key)
     match value:
         case {"dtype": str(name), "shape": [*shape], "data_offsets": [int(start), int(end)], **more} if not more and all(type(d) is int for d in shape): pass
         case _: return fail(f"{key}: expected dtype, shape and data_offsets, got {str(value)[:100]}", key=key)
     if name not in DTYPES: fail(f"{key}: dtype {name} is unknown; known are {', '.join(DTYPES)}", key=key)
-    if len(shape) > limits["ndim"]: fail(f"{key}: {len(shape)} dimensions are over the limit of {limits['ndim']}; raise it with limits={{'ndim': …}}", "E14", key)
-    if max(shape, default=1) > limits["dim"]: fail(f"{key} of shape {shape} is over the limit of {limits['dim']:,} a dimension; raise it with limits={{'dim': …}}", "E14", key)
+    if len(shape) > limits["ndim"]:
+        fail(f"{key}: {len(shape)} dimensions are over the limit of {limits['ndim']}; raise it with limits={{'ndim': …}}", "E14", key)
+    if max(shape, default=1) > limits["dim"]:
+        fail(f"{key} of shape {shape} is over the limit of {limits['dim']:,} a dimension; raise it with limits={{'dim': …}}", "E14", key)
     if min(shape, default=1) < 1: fail(f"{key}: shape {shape} holds no numbers", key=key)
     want = math.prod(shape) * DTYPES[name].itemsize
     if start < 0 or end - start != want: fail(f"{key}: {name} of shape {shape} takes {want:,} bytes, the header gives it {start:,} to {end:,}", key=key)

@@ -11,11 +11,12 @@ __all__ = ['dotted', 'split_rows', 'canonical', 'kohya_modules', 'guess_arch', '
 import re
 from collections.abc import Iterable, Mapping
 
-# %% ../nbs/03a_names.ipynb #542d7b67
-_WORDS = """down_blocks up_blocks mid_block attentions transformer_blocks single_transformer_blocks resnets downsamplers upsamplers attn attn1 attn2 ff ff_context net
-proj proj_in proj_out proj_mlp to_q to_k to_v to_out add_q_proj add_k_proj add_v_proj to_add_out norm norm1 norm1_context norm_out linear linear_1 linear_2 conv conv1 conv2 conv_in conv_out
-conv_shortcut time_emb_proj time_embedding add_embedding x_embedder context_embedder text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection
-block layer SelfAttention DenseReluDense q k v o wi wi_0 wi_1 wo""".split()
+# %% ../nbs/03a_names.ipynb #ef309c4f
+_WORDS = """down_blocks up_blocks mid_block attentions transformer_blocks single_transformer_blocks resnets downsamplers upsamplers attn attn1 attn2 ff
+ff_context net proj proj_in proj_out proj_mlp to_q to_k to_v to_out add_q_proj add_k_proj add_v_proj to_add_out norm norm1 norm1_context
+norm_out linear linear_1 linear_2 conv conv1 conv2 conv_in conv_out conv_shortcut time_emb_proj time_embedding add_embedding x_embedder
+context_embedder text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection block layer SelfAttention
+DenseReluDense q k v o wi wi_0 wi_1 wo""".split()
 _WORD = re.compile("(" + "|".join(sorted(_WORDS, key=len, reverse=True)) + r"|\d+)_")
 
 def dotted(
@@ -25,16 +26,20 @@ def dotted(
     parts = _WORD.findall(name + "_")
     return ".".join(parts) if "_".join(parts) == name else None
 
-# %% ../nbs/03a_names.ipynb #4cf7c296
+# %% ../nbs/03a_names.ipynb #bde51959
 def _sgm_table():
     "Original name → diffusers name: blocks with attention as prefixes, everything else whole"
     resnet = {"in_layers_2": "conv1", "out_layers_3": "conv2", "emb_layers_1": "time_emb_proj", "skip_connection": "conv_shortcut"}
-    blocks = [(f"input_blocks_{3*b+i+1}", f"down_blocks.{b}", i) for b in range(3) for i in range(2)] + [(f"output_blocks_{3*b+i}", f"up_blocks.{b}", i) for b in range(3) for i in range(3)]
+    blocks = [(f"input_blocks_{3*b+i+1}", f"down_blocks.{b}", i) for b in range(3) for i in range(2)] + [(f"output_blocks_{3*b+i}", f"up_blocks.{b}",
+        i) for b in range(3) for i in range(3)]
     attention = {f"{sgm}_1": f"{level}.attentions.{i}" for sgm, level, i in blocks} | {"middle_block_1": "mid_block.attentions.0"}
-    resnets = {f"{sgm}_0": f"{level}.resnets.{i}" for sgm, level, i in blocks} | {"middle_block_0": "mid_block.resnets.0", "middle_block_2": "mid_block.resnets.1"}
+    resnets = {f"{sgm}_0": f"{level}.resnets.{i}" for sgm, level, i in blocks} | {"middle_block_0": "mid_block.resnets.0",
+        "middle_block_2": "mid_block.resnets.1"}
     whole = {f"{sgm}_{a}": f"{name}.{b}" for sgm, name in resnets.items() for a, b in resnet.items()}
-    whole |= {f"input_blocks_{3*b+3}_0_op": f"down_blocks.{b}.downsamplers.0.conv" for b in range(2)} | {f"output_blocks_{3*b+2}_2_conv": f"up_blocks.{b}.upsamplers.0.conv" for b in range(2)}
-    return attention, whole | {"input_blocks_0_0": "conv_in", "out_2": "conv_out", "time_embed_0": "time_embedding.linear_1", "time_embed_2": "time_embedding.linear_2",
+    whole |= {f"input_blocks_{3*b+3}_0_op": f"down_blocks.{b}.downsamplers.0.conv" for b in range(2)}
+    whole |= {f"output_blocks_{3*b+2}_2_conv": f"up_blocks.{b}.upsamplers.0.conv" for b in range(2)}
+    return attention, whole | {"input_blocks_0_0": "conv_in", "out_2": "conv_out", "time_embed_0": "time_embedding.linear_1",
+        "time_embed_2": "time_embedding.linear_2",
                                "label_emb_0_0": "add_embedding.linear_1", "label_emb_0_2": "add_embedding.linear_2"}
 
 _ATTENTION, _WHOLE = _sgm_table()
@@ -49,13 +54,17 @@ def _to_sgm(name):
     block, rest = re.match(r"((?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+|)(.*)", name).groups() # type: ignore[union-attr]
     return _SGM.get(name) or (_SGM[block] + rest if block in _SGM else name)
 
-# %% ../nbs/03a_names.ipynb #23b71ea9
+# %% ../nbs/03a_names.ipynb #6d52dc37
 _FLUX = {("double_blocks", "transformer_blocks"): {
-    "img_attn_qkv": ["attn.to_q", "attn.to_k", "attn.to_v"], "img_attn_proj": ["attn.to_out.0"], "img_mlp_0": ["ff.net.0.proj"], "img_mlp_2": ["ff.net.2"], "img_mod_lin": ["norm1.linear"],
-    "txt_attn_qkv": ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"], "txt_attn_proj": ["attn.to_add_out"], "txt_mlp_0": ["ff_context.net.0.proj"], "txt_mlp_2": ["ff_context.net.2"],
+    "img_attn_qkv": ["attn.to_q", "attn.to_k", "attn.to_v"], "img_attn_proj": ["attn.to_out.0"],
+    "img_mlp_0": ["ff.net.0.proj"], "img_mlp_2": ["ff.net.2"], "img_mod_lin": ["norm1.linear"],
+    "txt_attn_qkv": ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"], "txt_attn_proj": ["attn.to_add_out"],
+    "txt_mlp_0": ["ff_context.net.0.proj"], "txt_mlp_2": ["ff_context.net.2"],
     "txt_mod_lin": ["norm1_context.linear"]},
-    ("single_blocks", "single_transformer_blocks"): {"linear1": ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"], "linear2": ["proj_out"], "modulation_lin": ["norm.linear"]}}
-_XLABS = {"processor_qkv_lora1": "img_attn_qkv", "processor_proj_lora1": "img_attn_proj", "processor_qkv_lora2": "txt_attn_qkv", "processor_proj_lora2": "txt_attn_proj"}
+    ("single_blocks", "single_transformer_blocks"): {"linear1": ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"], "linear2": ["proj_out"],
+        "modulation_lin": ["norm.linear"]}}
+_XLABS = {"processor_qkv_lora1": "img_attn_qkv", "processor_proj_lora1": "img_attn_proj", "processor_qkv_lora2": "txt_attn_qkv",
+    "processor_proj_lora2": "txt_attn_proj"}
 
 def _from_flux(name):
     for (bfl, diffusers), table in _FLUX.items():
@@ -89,7 +98,7 @@ def canonical(
 
 def _naming_only(raw): return next((naming for naming, pattern, _ in _NAMINGS if re.match(pattern, raw)), "bare")
 
-# %% ../nbs/03a_names.ipynb #b5eb607d
+# %% ../nbs/03a_names.ipynb #65d0b401
 def _kohya_unet(name, _=None):
     if (parts := _from_flux(name)): return parts
     if (path := _from_sgm(name) or dotted(name)): return _component(path)
@@ -103,10 +112,13 @@ def _encoder(number, path):
     "transformers 5 left out `text_model.`; files are written with it"
     if path: return f"text_encoder{number}." + ("text_model." if path.startswith("encoder.layers.") else "") + path
 
-def _diffusers(path, m):
-    path = re.sub(r"^base_model\.model\.", "", path)
+def _unaliased(path):
+    "Attention processors of old versions of diffusers, by the names of the layers that they stand for"
     path = re.sub(r"\.processor\.to_([qkv])_lora$", r".to_\1", path.replace(".processor.to_out_lora", ".to_out.0"))
-    path = re.sub(r"self_attn\.to_([qkv])_lora$", r"self_attn.\1_proj", path.replace("self_attn.to_out_lora", "self_attn.out_proj"))
+    return re.sub(r"self_attn\.to_([qkv])_lora$", r"self_attn.\1_proj", path.replace("self_attn.to_out_lora", "self_attn.out_proj"))
+
+def _diffusers(path, m):
+    path = _unaliased(re.sub(r"^base_model\.model\.", "", path))
     return _encoder(m[1][12:], path) if m[1].startswith("text_encoder") else f"{m[1]}.{path}"
 
 _TE = {"": "", "1": "", "2": "_2", "3": "_3", "clip_l": "", "clip_g": "_2", "t5xxl": "_3"}
@@ -120,10 +132,10 @@ _NAMINGS = [ # naming system, prefix, (rest, match) → canonical name or names
     ("bfl", r"diffusion_model\.", lambda rest, m: _kohya_unet(rest.replace(".", "_"))),
     ("bfl", r"(?=(?:double|single)_blocks\.)", lambda rest, m: _from_flux(rest.replace(".", "_"))),
     ("diffusers", r"(unet|transformer|text_encoder(?:_[23])?)\.", _diffusers),
-    ("diffusers", r"(?=(?:down_blocks|up_blocks|mid_block|transformer_blocks|single_transformer_blocks)\.)", lambda rest, m: _component(_diffusers(rest, ["", ""])[1:])), # type: ignore[index]
+    ("diffusers", r"(?=(?:down_blocks|up_blocks|mid_block|transformer_blocks|single_transformer_blocks)\.)", lambda rest, m: _component(_unaliased(rest))),
 ]
 
-# %% ../nbs/03a_names.ipynb #b0580bae
+# %% ../nbs/03a_names.ipynb #fe5efd6f
 def kohya_modules(
     names:Iterable[str], # canonical
     arch:str="unknown", # as `guess_arch` says
@@ -137,13 +149,15 @@ def _kohya(name, arch):
     if component == "transformer" and arch == "flux1" and (fused := _to_flux(path)): return fused
     if component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         number = component[-1] if component[-1].isdigit() else "" if arch in ("sd15", "sd2") else "1"
-        return f"lora_te{'3' if (number, arch) == ('2', 'flux1') else number}_{path.replace('.', '_')}", [name] # T5 is the third encoder in kohya's files, also where there are two
+        # T5 is the third encoder in kohya's files, also where there are two
+        return f"lora_te{'3' if (number, arch) == ('2', 'flux1') else number}_{path.replace('.', '_')}", [name]
     if re.match(r"lora_(?:unet|te[123]?)_", name): return name, [name]
     raise ValueError(f"{name}: kohya files have no name for this module; use format='diffusers' or 'peft'")
 
-# %% ../nbs/03a_names.ipynb #e8f27f99
+# %% ../nbs/03a_names.ipynb #c91ebb39
 _CROSS, _JOINT = {768: "sd15", 1024: "sd2", 2048: "sdxl"}, {3072: "flux1", 1536: "sd3", 2432: "sd3"}
-_MARKS = [(r"transformer\.single_transformer_blocks\.|lora_unet_(?:double|single)_blocks_", "flux1"), (r"lora_unet_joint_blocks_", "sd3"), (r"lora_unet_(?:in|out)put_blocks_|text_encoder_2\.", "sdxl"),
+_MARKS = [(r"transformer\.single_transformer_blocks\.|lora_unet_(?:double|single)_blocks_", "flux1"), (r"lora_unet_joint_blocks_", "sd3"),
+    (r"lora_unet_(?:in|out)put_blocks_|text_encoder_2\.", "sdxl"),
           (r"(?:.*\.)?vit\.", "vit"), (r"(?:.*\.)?bert\.", "bert"), (r".*\bh\.\d+\.attn\.c_attn", "gpt2"), (r".*\blayers\.\d+\.(?:self_attn|mlp)\.", "llm")]
 
 def guess_arch(
@@ -154,7 +168,8 @@ def guess_arch(
     for name, (_, n) in shapes.items():
         if name.startswith("unet.") and re.search(r"attn2\.to_[kv]$", name) and n in _CROSS: return _CROSS[n]
         if name.startswith("transformer.transformer_blocks.") and name.endswith("attn.add_q_proj") and n in _JOINT: return _JOINT[n]
-    return next((arch for pattern, arch in _MARKS for name in (*shapes, *raw) if re.match(pattern, name) and not (arch == "llm" and name.startswith("text_encoder"))), "unknown")
+    return next((arch for pattern, arch in _MARKS for name in (*shapes, *raw) if re.match(pattern,
+        name) and not (arch == "llm" and name.startswith("text_encoder"))), "unknown")
 
 # %% ../nbs/03a_names.ipynb #ff2e22ae
 def kernel_of(

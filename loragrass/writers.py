@@ -46,7 +46,7 @@ def _shaped(up, down, u):
     kernel = u.weight_shape[2:]
     return up.reshape(*up.shape, *[1] * len(kernel)), down.reshape(len(down), -1, *kernel)
 
-# %% ../nbs/03d_writers.ipynb #3756404f
+# %% ../nbs/03d_writers.ipynb #74a7b0e2
 def _fused(updates, parts):
     "Updates of q, k, v as one"
     there = [updates[p] for p in parts if p in updates]
@@ -74,14 +74,16 @@ def _kohya_metadata(lora, rank, alpha):
     "A1111 takes any metadata without `ss_base_model_version` for SD 1: the version is told, or nothing is"
     base = lora.metadata.get("ss_base_model_version", _BASES.get(lora.arch))
     if base is None: return {}
-    kept = {k: v for k, v in lora.metadata.items() if not k.startswith("sshs_") and k not in ("format", "lora_adapter_metadata")} # sshs_: hashes of the old bytes
+    # sshs_: hashes of the old bytes
+    kept = {k: v for k, v in lora.metadata.items() if not k.startswith("sshs_") and k not in ("format", "lora_adapter_metadata")}
     told = {"ss_base_model_version": base, "ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
     return kept | told | ({"ss_v2": "True"} if lora.arch == "sd2" else {})
 
-# %% ../nbs/03d_writers.ipynb #6a725086
+# %% ../nbs/03d_writers.ipynb #d378fc6d
 def _diffusers(lora, updates, dtype, ragged):
     if odd := [m for m, u in updates.items() if u.transposed or not re.match(r"(?:unet|transformer|text_encoder(?:_[23])?)\.", m)]:
-        raise ValueError(f"{odd[0]}: diffusers has no name for this module (it should start with unet., transformer. or text_encoder.); use format='kohya' or 'peft'")
+        raise ValueError(f"{odd[0]}: diffusers has no name for this module (it should start with unet., transformer. or text_encoder.); use format='kohya' "
+            f"or 'peft'")
     pairs, _, _ = _factors_of_all(updates, dtype, ragged, False)
     tensors = {}
     for name, (up, down) in pairs.items(): tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"] = _shaped(up, down, updates[name])
@@ -90,7 +92,8 @@ def _diffusers(lora, updates, dtype, ragged):
 def _peft(lora, updates, dtype, ragged):
     source, components = lora.config or {}, {m.partition(".")[0] for m in updates}
     if components <= {"unet", "text_encoder", "text_encoder_2", "text_encoder_3"}:
-        if len(components) > 1: raise ValueError(f"a PEFT folder is for one model, and this adapter changes {', '.join(sorted(components))}; save it as kohya or diffusers")
+        if len(components) > 1:
+            raise ValueError(f"a PEFT folder is for one model, and this adapter changes {', '.join(sorted(components))}; save it as kohya or diffusers")
         updates = {m.partition(".")[2]: u for m, u in updates.items()}
     pairs, rank, _ = _factors_of_all(updates, dtype, ragged, False)
     tensors, conv1d = {}, False
@@ -101,7 +104,8 @@ def _peft(lora, updates, dtype, ragged):
         conv1d = conv1d or u.transposed and not embedding
     ranks = {f"^{re.escape(m)}": up.shape[1] for m, (up, _) in pairs.items() if up.shape[1] != rank}
     kept = {k: source[k] for k in ("base_model_name_or_path", "revision", "task_type", "modules_to_save", "bias", "lora_bias") if source.get(k) is not None}
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(pairs), "fan_in_fan_out": conv1d, "use_rslora": False, "use_dora": False, "bias": "none",
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(pairs), "fan_in_fan_out": conv1d, "use_rslora": False,
+        "use_dora": False, "bias": "none",
               "rank_pattern": ranks, "alpha_pattern": ranks, "init_lora_weights": True, "inference_mode": True}
     return tensors, {"format": "pt"}, config | kept
 
@@ -146,7 +150,7 @@ def _write(path, tensors, metadata):
         for key in order: f.write(tensors[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         f.flush(); os.fsync(f.fileno())
 
-# %% ../nbs/03d_writers.ipynb #b71b12de
+# %% ../nbs/03d_writers.ipynb #b1db945a
 class Saved(NamedTuple):
     "What `save` wrote"
     path:Path
@@ -165,21 +169,25 @@ def save(
     "Write an adapter so that its clients compute scale · B · A"
     path, format = Path(path), format or _format(lora)
     if format not in _WRITERS: raise ValueError(f"format {format!r} cannot be written; choose from {', '.join(_WRITERS)}")
-    if (format == "peft") == (path.suffix == ".safetensors"): raise ValueError(f"{path}: kohya and diffusers adapters are .safetensors files, a PEFT adapter is a folder; the format is {format}")
-    if lora.path and path.exists() and Path(lora.path).exists() and path.samefile(lora.path): raise ValueError(f"{path} is where this adapter was read; save it under another name")
+    if (format == "peft") == (path.suffix == ".safetensors"):
+        raise ValueError(f"{path}: kohya and diffusers adapters are .safetensors files, a PEFT adapter is a folder; the format is {format}")
+    if lora.path and path.exists() and Path(lora.path).exists() and path.samefile(lora.path):
+        raise ValueError(f"{path} is where this adapter was read; save it under another name")
     updates = {m: u for m, u in lora.items() if u.rank}
     if not updates: raise ValueError("this adapter has no update to write")
     dtypes = {t.dtype for u in updates.values() for t in (u.up, u.down)}
     dtype = dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32)
     tensors, metadata, config = _WRITERS[format](lora, updates, dtype, ragged)
-    if odd := [key for key, t in tensors.items() if not t.float().isfinite().all()]: raise ValueError(f"{odd[0]} has values that {dtype} cannot hold; save it with dtype=torch.float32")
+    if odd := [key for key, t in tensors.items() if not t.float().isfinite().all()]:
+        raise ValueError(f"{odd[0]} has values that {dtype} cannot hold; save it with dtype=torch.float32")
     kept, left_out = _carried(lora, format)
     path.parent.mkdir(parents=True, exist_ok=True)
     error = _put(path, tensors | kept, metadata, config, updates, dtype)
-    if left_out: warnings.warn(f"{path}: keys skipped: a {format} file has no place for {len(left_out)} tensors, first {', '.join(left_out[:3])} [W6]", stacklevel=2)
+    if left_out:
+        warnings.warn(f"{path}: keys skipped: a {format} file has no place for {len(left_out)} tensors, first {', '.join(left_out[:3])} [W6]", stacklevel=2)
     return Saved(path, format, max(len(t) for key, t in tensors.items() if re.search(r"lora_(?:down|A|embedding_A)\b", key)), error, left_out)
 
-# %% ../nbs/03d_writers.ipynb #7752e087
+# %% ../nbs/03d_writers.ipynb #f3515cda
 def _put(path, tensors, metadata, config, updates, dtype):
     "Write beside, read back, replace; the largest relative error of a module"
     path = Path(os.path.realpath(path))
@@ -190,7 +198,8 @@ def _put(path, tensors, metadata, config, updates, dtype):
         _write(file, tensors, metadata)
         if config: _write_text(beside/"adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         error = _read_back(beside if config else file, updates)
-        if error > 1e-4 + 16 * torch.finfo(dtype).eps: raise ValueError(f"{dtype} holds this adapter only to a relative error of {error:.2g}; save it with dtype=torch.float32")
+        if error > 1e-4 + 16 * torch.finfo(dtype).eps:
+            raise ValueError(f"{dtype} holds this adapter only to a relative error of {error:.2g}; save it with dtype=torch.float32")
         if not config: os.replace(file, path)
         elif not path.exists(): os.rename(beside, path)
         else: _replace_folder(beside, path)
@@ -199,7 +208,8 @@ def _put(path, tensors, metadata, config, updates, dtype):
 
 def _replace_folder(beside, path):
     "The new folder and the old one change places; what else is in the old one goes along"
-    shutil.copytree(path, beside, symlinks=True, copy_function=os.link, ignore=lambda folder, names: os.listdir(beside) if folder == str(path) else [], dirs_exist_ok=True)
+    shutil.copytree(path, beside, symlinks=True, copy_function=os.link, ignore=lambda folder, names: os.listdir(beside) if folder == str(path) else [],
+        dirs_exist_ok=True)
     if _exchange(beside, path): return
     config, old = path/"adapter_config.json", path/".adapter_config.json.old"
     if config.exists(): os.replace(config, old)

@@ -44,7 +44,8 @@ def gpt2(): return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_si
 CASES = { # model, LoraConfig
     "llama": (llama, dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])),
     "rslora": (llama, dict(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "v_proj"])),
-    "patterns": (llama, dict(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj"], rank_pattern={"q_proj": 2, r"layers\.1\..*v_proj": 6}, alpha_pattern={"k_proj": 3, "^model.layers.0.self_attn.q_proj": 16})),
+    "patterns": (llama, dict(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj"], rank_pattern={"q_proj": 2, r"layers\.1\..*v_proj": 6},
+        alpha_pattern={"k_proj": 3, "^model.layers.0.self_attn.q_proj": 16})),
     "embedding": (llama, dict(r=4, lora_alpha=8, target_modules=["embed_tokens", "lm_head", "q_proj"])),
     "bert": (bert, dict(r=4, lora_alpha=8, target_modules=["query", "value"], task_type="SEQ_CLS")),
     "vit": (vit, dict(r=4, lora_alpha=2, target_modules=["q_proj", "v_proj", "fc1", "projection"])),
@@ -108,7 +109,8 @@ def test_peft_applies_a_bias_of_lora_as_before(tmp_path):
 def test_other_kinds_of_peft(tmp_path, kind):
     torch.manual_seed(0)
     base = llama().eval()
-    config = {"AdaLoraConfig": dict(total_step=10, init_r=4, lora_alpha=8), "LoHaConfig": dict(r=3, alpha=6), "LoKrConfig": dict(r=2, alpha=6), "VeraConfig": dict(r=4)}[kind]
+    config = {"AdaLoraConfig": dict(total_step=10, init_r=4, lora_alpha=8), "LoHaConfig": dict(r=3, alpha=6), "LoKrConfig": dict(r=2, alpha=6),
+        "VeraConfig": dict(r=4)}[kind]
     model = peft.get_peft_model(copy.deepcopy(base), getattr(peft, kind)(target_modules=["q_proj", "o_proj"], **config))
     for p in model.parameters():
         if p.requires_grad: torch.nn.init.normal_(p, std=0.3)
@@ -121,30 +123,40 @@ def test_other_kinds_of_peft(tmp_path, kind):
 # diffusers
 
 def text_encoder(seed=0):
-    return transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16, projection_dim=16))
+    return transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=16, projection_dim=16))
 
 def sd15():
     diffusers = pytest.importorskip("diffusers")
-    unet = diffusers.UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=16, attention_head_dim=4,
+    unet = diffusers.UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        cross_attention_dim=16, attention_head_dim=4,
                                           down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
-    return diffusers.StableDiffusionPipeline(vae=None, text_encoder=text_encoder(), tokenizer=None, unet=unet, scheduler=diffusers.DDIMScheduler(), safety_checker=None, feature_extractor=None,
+    return diffusers.StableDiffusionPipeline(vae=None, text_encoder=text_encoder(), tokenizer=None, unet=unet, scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None, feature_extractor=None,
                                              image_encoder=None, requires_safety_checker=False)
 
 def sdxl():
     diffusers = pytest.importorskip("diffusers")
-    unet = diffusers.UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(8, 16, 16), norm_num_groups=4, cross_attention_dim=16, attention_head_dim=4,
-                                          down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-                                          transformer_layers_per_block=(1, 1, 2), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40)
-    return diffusers.StableDiffusionXLPipeline(vae=None, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=unet, scheduler=diffusers.DDIMScheduler())
+    unet = diffusers.UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(8, 16, 16), norm_num_groups=4,
+        cross_attention_dim=16, attention_head_dim=4,
+                                          down_block_types=("DownBlock2D", "CrossAttnDownBlock2D",
+                                              "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                                          transformer_layers_per_block=(1, 1, 2), use_linear_projection=True, addition_embed_type="text_time",
+                                          addition_time_embed_dim=4, projection_class_embeddings_input_dim=40)
+    return diffusers.StableDiffusionXLPipeline(vae=None, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=unet,
+        scheduler=diffusers.DDIMScheduler())
 
 def flux():
     diffusers = pytest.importorskip("diffusers")
-    transformer = diffusers.FluxTransformer2DModel(patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16,
+    transformer = diffusers.FluxTransformer2DModel(patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16,
                                                    axes_dims_rope=(4, 4, 8), guidance_embeds=True)
-    return diffusers.FluxPipeline(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, transformer=transformer)
+    return diffusers.FluxPipeline(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None,
+        tokenizer_2=None, transformer=transformer)
 
 COMPONENTS = ("unet", "transformer", "text_encoder")
-WANTED = {"unet": r"attn[12]\.to_|\.ff\.net|proj_(?:in|out)$|resnets\.\d\.conv|samplers", "transformer": r"transformer_blocks\..*(?:attn\.|ff|proj_)", "text_encoder": r"self_attn\.\w+_proj$|fc[12]$"}
+WANTED = {"unet": r"attn[12]\.to_|\.ff\.net|proj_(?:in|out)$|resnets\.\d\.conv|samplers", "transformer": r"transformer_blocks\..*(?:attn\.|ff|proj_)",
+    "text_encoder": r"self_attn\.\w+_proj$|fc[12]$"}
 
 def weights(pipe): return {f"{c}.{n}": p for c in COMPONENTS if (model := getattr(pipe, c, None)) is not None for n, p in model.named_parameters()}
 
@@ -174,7 +186,8 @@ def diffusers_deltas(pipe, path):
     deltas = {n.removesuffix(".weight"): after[n].detach() - before[n] for n in before}
     with torch.no_grad():
         for n, p in after.items(): p.copy_(before[n])
-    return {n if not n.startswith("text_encoder.encoder") else n.replace("text_encoder.", "text_encoder.text_model."): d for n, d in deltas.items() if d.abs().max() > 0}
+    return {n if not n.startswith("text_encoder.encoder") else n.replace("text_encoder.", "text_encoder.text_model."): d for n,
+        d in deltas.items() if d.abs().max() > 0}
 
 RANKS = {"uniform": ((4,), (0.5,)), "alpha = rank": ((1, 2, 4), (1.0,)), "every scale": ((1, 3, 4), (0.5, 2.0, 0.7))}
 
@@ -183,7 +196,8 @@ RANKS = {"uniform": ((4,), (0.5,)), "alpha = rank": ((1, 2, 4), (1.0,)), "every 
 @pytest.mark.parametrize("model", ["sd15", "sdxl", "flux"])
 def test_diffusers_applies_what_we_write(tmp_path, pipes, model, format, ranks):
     shapes = canonical_modules(pipes[model])
-    if model == "flux" and format == "kohya": shapes = {m: s for m, s in shapes.items() if "single" not in m} # diffusers hard-codes the true width of single blocks
+    # diffusers hard-codes the true width of single blocks
+    if model == "flux" and format == "kohya": shapes = {m: s for m, s in shapes.items() if "single" not in m}
     arch = {"sdxl": "unknown", "flux": "flux1"}.get(model, model) # a tiny SDXL has no block of the true one's count
     lora = random_lora(shapes, *RANKS[ranks], format=format, arch=arch)
     lg.save(lora, tmp_path/"a.safetensors")
@@ -217,10 +231,12 @@ def test_diffusers_saves_and_we_read_one_delta(tmp_path, pipes, model):
 @pytest.mark.parametrize("alpha", ["tensor", "none"])
 def test_a_fused_kohya_file_of_flux_means_the_same_to_diffusers(tmp_path, pipes, alpha):
     t = {}
-    for i, (raw, m, n) in enumerate([("img_attn_qkv", 96, 32), ("txt_attn_qkv", 96, 32), ("img_mlp_0", 128, 32), ("img_mlp_2", 32, 128), ("txt_attn_proj", 32, 32)]):
+    for i, (raw, m, n) in enumerate([("img_attn_qkv", 96, 32), ("txt_attn_qkv", 96, 32), ("img_mlp_0", 128, 32), ("img_mlp_2", 32, 128),
+        ("txt_attn_proj", 32, 32)]):
         torch.manual_seed(i)
         name, r = f"lora_unet_double_blocks_0_{raw}", 2 + i % 2
-        t |= {f"{name}.lora_up.weight": torch.randn(m, r) / 4, f"{name}.lora_down.weight": torch.randn(r, n) / 4} | ({f"{name}.alpha": torch.tensor(float(r))} if alpha == "tensor" else {})
+        t |= {f"{name}.lora_up.weight": torch.randn(m, r) / 4, f"{name}.lora_down.weight": torch.randn(r,
+            n) / 4} | ({f"{name}.alpha": torch.tensor(float(r))} if alpha == "tensor" else {})
     save_file(t, tmp_path/"a.safetensors")
     lora = quiet(tmp_path/"a.safetensors")
     applied = diffusers_deltas(pipes["flux"], tmp_path/"a.safetensors")

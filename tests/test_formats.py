@@ -35,7 +35,8 @@ def test_flux_modules_split_and_fuse_as_the_table_says():
 
 # what is read
 
-SHARED = {**dict.fromkeys(("sd15_diffusers_peft", "sd15_diffusers_new", "sd15_diffusers_old", "sd15_diffusers_attnprocs"), "sd15_kohya"), "sdxl_diffusers_peft": "sdxl_kohya",
+SHARED = {**dict.fromkeys(("sd15_diffusers_peft", "sd15_diffusers_new", "sd15_diffusers_old", "sd15_diffusers_attnprocs"), "sd15_kohya"),
+    "sdxl_diffusers_peft": "sdxl_kohya",
           "flux_diffusers_peft": "flux_kohya", "flux_diffusers_dreambooth": "flux_kohya", "flux_kohya": "flux_comfy_bfl"}
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,8 @@ def test_dtypes(tmp_path, dtype):
     u = lg.load(tmp_path/"a.safetensors")[NAME]
     prefix = next(iter(t)).partition(".")[0]
     assert u.up.dtype == dtype
-    torch.testing.assert_close(u.dense().double(), 0.5 * t[f"{prefix}.lora_up.weight"].double() @ t[f"{prefix}.lora_down.weight"].double(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(u.dense().double(), 0.5 * t[f"{prefix}.lora_up.weight"].double() @ t[f"{prefix}.lora_down.weight"].double(), atol=1e-5,
+        rtol=1e-4)
 
 def test_mixed_ranks_and_dtypes_across_a_collection(tmp_path):
     save_file(kohya((12, 10), (8, 10), rank=2), tmp_path/"a.safetensors")
@@ -117,7 +119,8 @@ def test_mixed_ranks_and_dtypes_across_a_collection(tmp_path):
 def test_scale_rules(tmp_path, scale):
     pair = {f"{NAME}.lora_A.weight": torch.randn(4, 10), f"{NAME}.lora_B.weight": torch.randn(12, 4)}
     if scale == "header":
-        save_file(pair, path := tmp_path/"a.safetensors", metadata={"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8, "unet.alpha_pattern": {"attn2.to_k": 1}})})
+        save_file(pair, path := tmp_path/"a.safetensors", metadata={"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8,
+            "unet.alpha_pattern": {"attn2.to_k": 1}})})
         assert lg.load(path)[NAME].scale == 2
         return
     config = {"config": {}, "rslora": {"use_rslora": True}, "pattern": {"alpha_pattern": {"attn1.to_q": 6}}}[scale]
@@ -143,23 +146,28 @@ def test_lycoris(tmp_path, name, shapes, formula):
     raw = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     t = {role: torch.randn(s, dtype=torch.float64) for role, s in shapes.items()}
     rank = t["w2_b" if "w2_b" in t else "w1_b"].shape[0] if name == "lokr" else 2
-    save_file({f"{raw}.{'hada' if name == 'loha' else 'lokr'}_{role}": v.float() for role, v in t.items()} | {f"{raw}.alpha": torch.tensor(1.0)}, tmp_path/"a.safetensors")
+    save_file({f"{raw}.{'hada' if name == 'loha' else 'lokr'}_{role}": v.float() for role, v in t.items()} | {f"{raw}.alpha": torch.tensor(1.0)},
+        tmp_path/"a.safetensors")
     torch.testing.assert_close(lg.load(tmp_path/"a.safetensors")[NAME].dense().double(), formula(t) / rank, atol=1e-5, rtol=1e-4)
 
 def test_flat_kernels_of_lycoris_get_their_shape_back(tmp_path):
     raw, r = "lora_unet_mid_block_resnets_0_conv1", 2
-    save_file({f"{raw}.hada_{w}": torch.randn(12, r) if w.endswith("a") else torch.randn(r, 10 * 9) for w in ("w1_a", "w1_b", "w2_a", "w2_b")}, tmp_path/"a.safetensors")
+    save_file({f"{raw}.hada_{w}": torch.randn(12, r) if w.endswith("a") else torch.randn(r, 10 * 9) for w in ("w1_a", "w1_b", "w2_a", "w2_b")},
+        tmp_path/"a.safetensors")
     assert quiet(tmp_path/"a.safetensors")["unet.mid_block.resnets.0.conv1"].dense().shape == (12, 10, 3, 3)
 
 def test_vera_adalora_and_mlx(tmp_path):
     g = torch.Generator().manual_seed(0)
     A, B, b, d, E = (torch.randn(s, generator=g) for s in ((4, 10), (12, 4), (8,), (4,), (4, 1)))
-    vera = quiet(peft_folder(tmp_path/"vera", {"base_model.vera_A": A, "base_model.vera_B": B, "base_model.model.q.vera_lambda_b": b, "base_model.model.q.vera_lambda_d": d}, peft_type="VERA", r=4))
+    vera = quiet(peft_folder(tmp_path/"vera", {"base_model.vera_A": A, "base_model.vera_B": B, "base_model.model.q.vera_lambda_b": b,
+        "base_model.model.q.vera_lambda_d": d}, peft_type="VERA", r=4))
     torch.testing.assert_close(vera["q"].dense(), torch.diag(b) @ B[:8] @ torch.diag(d) @ A)
-    ada = lg.load(peft_folder(tmp_path/"ada", {"base_model.model.q.lora_A": A, "base_model.model.q.lora_B": B, "base_model.model.q.lora_E": E}, peft_type="ADALORA", lora_alpha=8))
+    ada = lg.load(peft_folder(tmp_path/"ada", {"base_model.model.q.lora_A": A, "base_model.model.q.lora_B": B, "base_model.model.q.lora_E": E},
+        peft_type="ADALORA", lora_alpha=8))
     torch.testing.assert_close(ada["q"].dense(), 8 / (4 + 1e-5) * B @ (A * E))
     mlx = tmp_path/"mlx"; mlx.mkdir()
-    save_file({"model.layers.0.self_attn.q_proj.lora_a": A.mT.contiguous(), "model.layers.0.self_attn.q_proj.lora_b": B.mT.contiguous()}, mlx/"adapters.safetensors")
+    save_file({"model.layers.0.self_attn.q_proj.lora_a": A.mT.contiguous(), "model.layers.0.self_attn.q_proj.lora_b": B.mT.contiguous()},
+        mlx/"adapters.safetensors")
     (mlx/"adapter_config.json").write_text(json.dumps({"lora_parameters": {"rank": 4, "scale": 20.0}}))
     torch.testing.assert_close(lg.load(mlx)["model.layers.0.self_attn.q_proj"].dense(), 20 * B @ A)
 
@@ -191,7 +199,7 @@ BAD = {
     "text": ("E1", lambda p: _bytes(p, b"some text that is no adapter at all"), "not a safetensors file"),
     "header json": ("E1", lambda p: _bytes(p, _raw(b'{"a": ')), "not valid"),
     "header nested": ("E1", lambda p: _bytes(p, _raw(b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}")), "not valid"),
-    "twice": ("E1", lambda p: _bytes(p, _raw(b'{"a.lora_A.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a.lora_A.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4))), "twice"),
+    "twice": ("E1", lambda p: _bytes(p, _raw(b'{"a":%s,"a":%s}' % (json.dumps(F32).encode(), json.dumps(F32).encode()), bytes(4))), "twice"),
     "overlap": ("E1", lambda p: _bytes(p, _raw({"a": F32, "b": F32}, bytes(8))), "overlap"),
     "gap": ("E1", lambda p: _bytes(p, _raw({"a": F32, "b": F32 | {"data_offsets": [8, 12]}}, bytes(12))), "gap"),
     "no dtype": ("E1", lambda p: _bytes(p, _raw({"a": F32 | {"dtype": "F31"}}, bytes(4))), "unknown"),
@@ -213,11 +221,14 @@ BAD = {
     "ranks": ("E6", lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.ones(9, 3)}), "ranks 2 and 3 differ"),
     "dims": ("E6", lambda p: _st(p, PAIR | {"q.lora_A.weight": torch.ones(2)}), "missing"),
     "ints": ("E6", lambda p: _st(p, {k: v.long() for k, v in PAIR.items()}), "floating-point"),
-    "flux rows": ("E6", lambda p: _st(p, {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(2, 6), "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": torch.ones(10, 2)}), "10 rows"),
-    "both": ("E8", lambda p: _st(p, kohya((9, 6)) | {f"{NAME}.lora_A.weight": torch.ones(2, 6), f"{NAME}.lora_B.weight": torch.ones(9, 2)}), "different values"),
+    "flux rows": ("E6", lambda p: _st(p, {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(2, 6),
+        "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": torch.ones(10, 2)}), "10 rows"),
+    "both": ("E8", lambda p: _st(p, kohya((9, 6)) | {f"{NAME}.lora_A.weight": torch.ones(2, 6), f"{NAME}.lora_B.weight": torch.ones(9, 2)}),
+        "different values"),
     "adapters": ("E8", lambda p: _st(p, PAIR | {"q.lora_A.default.weight": torch.ones(2, 6)}), "claim to be"),
     "dora": ("E9", lambda p: _st(p, PAIR | {"q.dora_scale": torch.ones(9, 1)}), "ignore_magnitude"),
-    "peft dora": ("E9", lambda p: peft_folder(p/"a", PEFT | {"base_model.model.q.lora_magnitude_vector": torch.ones(9)}, r=2, use_dora=True), "ignore_magnitude"),
+    "peft dora": ("E9", lambda p: peft_folder(p/"a", PEFT | {"base_model.model.q.lora_magnitude_vector": torch.ones(9)}, r=2, use_dora=True),
+        "ignore_magnitude"),
     "lokr": ("E10", lambda p: _st(p, LOKR), "approx_rank"),
     "loha": ("E10", lambda p: _st(p, LOHA), "approx_rank"),
     "oft": ("E10", lambda p: _st(p, {"lora_unet_x.oft_blocks": torch.ones(2, 3, 3)}), "OFT"),
@@ -227,7 +238,8 @@ BAD = {
     "config text": ("E11", lambda p: (_bytes(peft_folder(p/"a", PEFT), b"{", "adapter_config.json").parent), "JSON"),
     "config type": ("E11", lambda p: peft_folder(p/"a", PEFT, lora_alpha="eight"), "should be a number"),
     "header config": ("E11", lambda p: _st(p, PAIR, metadata={"lora_adapter_metadata": "[1"}), "not valid JSON"),
-    "fixed scale": ("E11", lambda p: _st(p, kohya((12, 10)) | {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.scale": torch.tensor(3.0)}), "ignored by others"),
+    "fixed scale": ("E11", lambda p: _st(p, kohya((12, 10)) | {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.scale": torch.tensor(3.0)}),
+        "ignored by others"),
     "pissa": ("E12", lambda p: peft_folder(p/"a", PEFT, init_lora_weights="pissa_niter_4"), "changes the base model"),
     "replication": ("E12", lambda p: peft_folder(p/"a", PEFT, layer_replication=[[0, 2]]), "layer_replication"),
     "model": ("E13", lambda p: _st(p, {"model.embed.weight": torch.ones(3, 3)}), "no LoRA tensors found; 1 keys"),
@@ -236,7 +248,8 @@ BAD = {
     "ndim": ("E14", lambda p: _st(p, PAIR | {"x": torch.ones(1, 1, 1, 1, 1, 1)}), "6 dimensions"),
     "dim": ("E14", lambda p: _st(p, PAIR | {"x": torch.ones((1 << 20) + 1, dtype=torch.uint8)}), "'dim'"),
     "rank": ("E14", lambda p: _st(p, {"q.lora_A.weight": torch.ones(4097, 2), "q.lora_B.weight": torch.ones(3, 4097)}), "'rank'"),
-    "expansion": ("E14", lambda p: _st(p, {"q.lokr_w1": torch.ones(1, 300), "q.lokr_w2_a": torch.ones(512, 512), "q.lokr_w2_b": torch.ones(512, 600)}), "'numbers'"),
+    "expansion": ("E14", lambda p: _st(p, {"q.lokr_w1": torch.ones(1, 300), "q.lokr_w2_a": torch.ones(512, 512), "q.lokr_w2_b": torch.ones(512, 600)}),
+        "'numbers'"),
     "alpha": ("E14", lambda p: _st(p, kohya((12, 10), alpha=-1.0)), "from 0 to"),
     "scale": ("E14", lambda p: peft_folder(p/"a", PEFT, lora_alpha=1e8), "10,000"),
     "pattern": ("E14", lambda p: peft_folder(p/"a", PEFT, alpha_pattern={"(a+)+$": 3}), "for ever"),
@@ -284,7 +297,8 @@ def test_drop_bad_leaves_modules_out(tmp_path):
 WARN = {
     "E15": lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.zeros(9, 2)}),
     "W3": lambda p: _st(p, kohya((12, 10)) | {"lora_unet_x.lora_up.weight": torch.ones(9, 2), "lora_unet_x.lora_down.weight": torch.ones(2, 9)}),
-    "W4": lambda p: _st(p, {f"{m}.lora_{x}.weight": torch.ones(s) for m in ("transformer.single_transformer_blocks.0.attn.to_q", "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q") for x, s in (("A", (2, 6)), ("B", (9, 2)))}),
+    "W4": lambda p: _st(p, {f"{m}.lora_{x}.weight": torch.ones(s) for m in ("transformer.single_transformer_blocks.0.attn.to_q",
+        "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q") for x, s in (("A", (2, 6)), ("B", (9, 2)))}),
     "W5": lambda p: _st(p, {"q.lora_A.weight": torch.ones(513, 6), "q.lora_B.weight": torch.ones(9, 513)}),
     "W6": lambda p: _st(p, PAIR | {"q.diff_b": torch.ones(9)}),
     "E6": lambda p: peft_folder(p/"a", PEFT, r=8, lora_alpha=8),
@@ -296,7 +310,8 @@ def test_warnings(tmp_path, code):
     assert [i.code for i in lora.issues] == [code]
 
 def test_warnings_of_collections(tmp_path):
-    for name, base, extra in (("a", "sd_v1", 1), ("b", "sdxl_base_v1-0", 2)): save_file(kohya(*[(12, 10)] * extra), tmp_path/f"{name}.safetensors", metadata={"ss_base_model_version": base})
+    for name, base, extra in (("a", "sd_v1", 1), ("b", "sdxl_base_v1-0", 2)):
+        save_file(kohya(*[(12, 10)] * extra), tmp_path/f"{name}.safetensors", metadata={"ss_base_model_version": base})
     (tmp_path/"c.pt").write_bytes(b"\x80\x02")
     (tmp_path/"optimizer.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning) as caught: loras = lg.load_all(tmp_path)
@@ -309,7 +324,8 @@ def test_a_folder_finds_adapters_below_it_and_no_link_out_of_it(tmp_path):
     save_file(kohya((12, 10)), tmp_path/"outside.safetensors")
     (deep/"link.safetensors").symlink_to(tmp_path/"outside.safetensors")
     save_file(kohya((12, 10)), deep/"b.safetensors")
-    peft_folder(deep/"peft", {f"base_model.model.{NAME}.lora_A.weight": torch.ones(2, 10), f"base_model.model.{NAME}.lora_B.weight": torch.ones(12, 2)}, r=2, lora_alpha=2)
+    peft_folder(deep/"peft", {f"base_model.model.{NAME}.lora_A.weight": torch.ones(2, 10), f"base_model.model.{NAME}.lora_B.weight": torch.ones(12, 2)}, r=2,
+        lora_alpha=2)
     with pytest.warns(UserWarning, match="link"): loras = lg.load_all(tmp_path/"all")
     assert sorted(x.name for x in loras) == ["b", "peft"] and loras.modules == [NAME]
 
@@ -338,7 +354,8 @@ def test_lora_is_picklable_and_lazy(tmp_path):
 def test_rows_of_a_data_set(tmp_path, flat):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pytest.importorskip("datasets")
-    sizes = {f"unet.down_blocks.{i}.attentions.0.transformer_blocks.0.{a}.{p}": (320 * 2**i, 768 if (a, p) == ("attn2", "to_v") else 320 * 2**i) for i in range(2) for a in ("attn1", "attn2") for p in ("to_q", "to_v")}
+    sizes = {f"unet.down_blocks.{i}.attentions.0.transformer_blocks.0.{a}.{p}": (320 * 2**i,
+        768 if (a, p) == ("attn2", "to_v") else 320 * 2**i) for i in range(2) for a in ("attn1", "attn2") for p in ("to_q", "to_v")}
     rows = [{m: (torch.randn(s[0], 1), torch.randn(1, s[1])) for m, s in sizes.items()} for _ in range(5)]
     cell = (lambda t: t.flatten().tolist()) if flat else (lambda t: t.tolist())
     columns = {f"{m}.lora.{x}.weight": [cell(row[m][j]) for row in rows] for m in sizes for j, x in enumerate(("up", "down"))}

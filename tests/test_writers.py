@@ -16,7 +16,8 @@ def same(a, b, tol=1e-6):
     assert set(a) == set(b)
     for m in a: assert (a[m].dense() - b[m].dense()).norm() <= tol * b[m].dense().norm(), m
 
-ROUND = [(n, f) for n in ("sd15_kohya", "sd15_diffusers_old", "sd15_kohya_locon_extra", "flux_kohya", "flux_comfy_bfl", "flux_diffusers_dreambooth") for f in ("kohya", "diffusers")]
+ROUND = [(n, f) for n in ("sd15_kohya", "sd15_diffusers_old", "sd15_kohya_locon_extra", "flux_kohya", "flux_comfy_bfl",
+    "flux_diffusers_dreambooth") for f in ("kohya", "diffusers")]
 
 def some_modules(name, n=8):
     "The first and the last modules of a list, Flux at a 96th of its width"
@@ -64,7 +65,8 @@ def test_modules_of_one_rank_by_zeros(tmp_path):
     assert [u.rank for u in back.values()] == [3, 3] and "m.2" not in back # rank 0 is left out
     assert [len(u.svd().S) for u in back.values()] == [1, 3]
 
-@pytest.mark.parametrize("arch, metadata, wanted", [("sdxl", {}, "sdxl_base_v1-0"), ("sd15", {"ss_base_model_version": "sd_v1.5x", "sshs_model_hash": "1"}, "sd_v1.5x"), ("unknown", {"modelspec.title": "x"}, None)])
+@pytest.mark.parametrize("arch, metadata, wanted", [("sdxl", {}, "sdxl_base_v1-0"),
+    ("sd15", {"ss_base_model_version": "sd_v1.5x", "sshs_model_hash": "1"}, "sd_v1.5x"), ("unknown", {"modelspec.title": "x"}, None)])
 def test_metadata_does_not_misfile(tmp_path, arch, metadata, wanted):
     lora = lg.LoRA({NAME: lg.LoRAUpdate(torch.ones(4, 1), torch.ones(1, 4), 1.0, (4, 4))}, format="kohya", arch=arch, metadata=metadata)
     lg.save(lora, tmp_path/"a.safetensors")
@@ -86,7 +88,8 @@ def test_what_is_not_low_rank_is_carried_or_named(tmp_path):
     with pytest.warns(UserWarning, match="W6"): assert lg.save(lora, tmp_path/"c.safetensors", format="diffusers").left_out == list(lora.passthrough)
 
 REFUSED = {
-    "format": (dict(format="ckpt"), "cannot be written"), "folder": (dict(format="peft"), "is a folder"), "overflow": (dict(dtype=torch.float16), "dtype=torch.float32"),
+    "format": (dict(format="ckpt"), "cannot be written"), "folder": (dict(format="peft"), "is a folder"), "overflow": (dict(dtype=torch.float16),
+        "dtype=torch.float32"),
     "fp8": (dict(dtype=torch.float8_e5m2), "dtype=torch.float32"),
 }
 
@@ -108,7 +111,8 @@ def test_an_input_is_never_overwritten(tmp_path):
     with pytest.raises(ValueError, match="another name"): lg.save(lg.load(tmp_path/"a.safetensors"), tmp_path/"a.safetensors")
 
 def test_resize_of_zero_and_of_small_updates():
-    lora = lg.LoRA({"zero": lg.LoRAUpdate(torch.zeros(6, 2), torch.ones(2, 5), 1.0, (6, 5)), "one": lg.LoRAUpdate(torch.ones(6, 2), torch.ones(2, 5), 1.0, (6, 5))})
+    lora = lg.LoRA({"zero": lg.LoRAUpdate(torch.zeros(6, 2), torch.ones(2, 5), 1.0, (6, 5)),
+        "one": lg.LoRAUpdate(torch.ones(6, 2), torch.ones(2, 5), 1.0, (6, 5))})
     small = lg.resize(lora, rank=8)
     assert {m: u.rank for m, u in small.lora.items()} == {"zero": 0, "one": 1} and small.rel_error < 1e-6
     with pytest.raises(ValueError, match="rank"): lg.resize(lora)
@@ -130,7 +134,8 @@ while True:
     print(x, flush=True)
 """
 
-def child(folder, *args): return subprocess.Popen([sys.executable, "-c", CHILD, str(folder), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+def child(folder, *args): return subprocess.Popen([sys.executable, "-c", CHILD, str(folder), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    text=True, env=os.environ)
 
 @pytest.mark.parametrize("after", [0.004, 0.023])
 def test_kill_9_leaves_the_old_file_or_the_new(tmp_path, after):
