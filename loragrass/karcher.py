@@ -73,18 +73,20 @@ _RSQRT  = lambda w: w.rsqrt(), lambda w: -w.rsqrt() / (2 * w)
 _UNWIND = _unwind, _dunwind
 _POLAR  = torch.ones_like, torch.zeros_like
 
-# %% ../nbs/02_karcher.ipynb #8ef25f19
+# %% ../nbs/02_karcher.ipynb #bd019f60
 def _horizontal(x, u): return u - x @ (x.mT @ u)
 
 def _polished(y): return (3 * y - y @ (y.mT @ y)) / 2 # one Newton–Schulz step: orthonormal again, same representative
 
-def _exp(x, u, v=None): # the end point; with v, also v transported along the geodesic
+def _exp(x, u):
     u = _horizontal(x, u)
-    cos, sinc, versin = _of_gram(u.mT @ u, _COS, _SINC, _VERSIN)
-    y = _polished(x @ cos + u @ sinc)
-    if v is None: return y
-    uv = u.mT @ v
-    return y, _horizontal(x, v) - x @ (sinc @ uv) + u @ (versin @ uv)
+    cos, sinc = _of_gram(u.mT @ u, _COS, _SINC)
+    return _polished(x @ cos + u @ sinc)
+
+def _along(x, u, v): # v transported along the geodesic with velocity u, to its end
+    u, v = _horizontal(x, u), _horizontal(x, v)
+    sinc, versin = _of_gram(u.mT @ u, _SINC, _VERSIN)
+    return v - x @ (sinc @ (u.mT @ v)) + u @ (versin @ (u.mT @ v))
 
 def _log(x, y):
     M = x.mT @ y
@@ -114,16 +116,15 @@ class _SquaredDistance(torch.autograd.Function):
         g = -2 * grad[..., None, None]
         return (g * _log(x, y)).sum_to_size(x.shape), (g * _log(y, x)).sum_to_size(y.shape)
 
-# %% ../nbs/02_karcher.ipynb #90d315e8
+# %% ../nbs/02_karcher.ipynb #52c694d8
 class Grassmann(Manifold):
     "Subspaces of dimension k in ℝⁿ as (..., n, k) orthonormal columns; polar retraction, exact exp, log and parallel transport"
     name, ndim, reversible = "Grassmann", 2, False
     __scaling__ = Manifold.__scaling__.copy()
 
-    def _check_shape(self, shape, name):
-        ok, reason = super()._check_shape(shape, name)
-        if ok and shape[-1] > shape[-2]: ok, reason = False, f"`{name}` has {shape[-1]} columns in ℝ^{shape[-2]}; expected (..., n, k) with k ≤ n"
-        return ok, reason
+    def _check_shape(self, shape:torch.Size, name):
+        if len(shape) >= 2 and shape[-1] <= shape[-2]: return True, None
+        return False, f"`{name}` has shape {tuple(shape)}; expected (..., n, k): k columns in ℝⁿ, k ≤ n"
 
     def _check_point_on_manifold(self, x, *, atol=1e-5, rtol=1e-5):
         return self._small(x.mT @ x - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), atol, "`xᵀx ≠ I`: orthonormalize(x)")
@@ -144,8 +145,8 @@ class Grassmann(Manifold):
         return U @ Vh
 
     def expmap(self, x, u): return _exp(x, u)
-    def expmap_transp(self, x, u, v): return _exp(x, u, v)
-    def transp_follow_expmap(self, x, u, v): return _exp(x, u, v)[1]
+    def expmap_transp(self, x, u, v): return _exp(x, u), _along(x, u, v)
+    def transp_follow_expmap(self, x, u, v): return _along(x, u, v)
     def logmap(self, x, y): return _log(x, y)
     def transp(self, x, y, v): return _transport(x, y, v)
 
@@ -168,15 +169,18 @@ class Grassmann(Manifold):
         return torch.where(d2 > 0, torch.where(d2 > 0, d2, 1.).sqrt(), 0.) # slope 0 where x = y
 
     def random_uniform(self, *size, dtype=None, device=None):
-        self._assert_check_shape(size2shape(*size), "x")
-        return ManifoldTensor(torch.linalg.qr(torch.randn(*size, dtype=dtype, device=device))[0], manifold=self)
+        return self._named(torch.linalg.qr(torch.randn(self._size(*size), dtype=dtype, device=device))[0])
     random = random_uniform
 
     def origin(self, *size, dtype=None, device=None, seed=42):
+        x = torch.zeros(self._size(*size), dtype=dtype, device=device)
+        x.diagonal(dim1=-2, dim2=-1).fill_(1)
+        return self._named(x)
+
+    def _named(self, x): return ManifoldTensor(x, manifold=self) # type: ignore
+    def _size(self, *size):
         self._assert_check_shape(size2shape(*size), "x")
-        eye = torch.zeros(*size, dtype=dtype, device=device)
-        eye.diagonal(dim1=-2, dim2=-1).fill_(1)
-        return ManifoldTensor(eye, manifold=self)
+        return size2shape(*size)
 
 class GrassmannExact(Grassmann):
     "`Grassmann` whose retraction is the exponential map: reversible, as geoopt's samplers ask"
@@ -196,12 +200,12 @@ def geodesic(
     if X.shape[-1] != Y.shape[-1]: raise ValueError(f"dimensions differ: {X.shape[-1]} and {Y.shape[-1]}; a geodesic stays on one Gr(k, n)")
     return _exp(X, torch.as_tensor(t, dtype=X.dtype, device=X.device)[..., None, None] * _log(X, Y))
 
-# %% ../nbs/02_karcher.ipynb #90e53e2f
+# %% ../nbs/02_karcher.ipynb #88fe8391
 def _points(X, weights=None, k=None):
     "Columns of all points (B, n, K), in groups [(N, l), …] of N points of dimension l; their weights (B, N) of sum 1; the mean's dimension; the batch's shape"
     if isinstance(X, (list, tuple)):
         bases = [_basis(x, f"X[{i}]").detach() for i, x in enumerate(X)]
-        if not bases or any(b.ndim != 2 for b in bases): raise ValueError("X is a list; expected at least one (n, k) matrix and nothing else, or a stack (N, ..., n, k)")
+        if not bases or any(b.ndim != 2 for b in bases): raise ValueError("X is a list; expected one or more (n, k) matrices in it, or a stack (N, ..., n, k)")
         for b in bases: _same_space(bases[0], b)
         sizes = [b.shape[1] for b in bases]
         if k is None and len(set(sizes)) > 1: raise ValueError(f"the points have dimensions {sorted(set(sizes))}; say the mean's with k=")
@@ -209,7 +213,7 @@ def _points(X, weights=None, k=None):
         A, groups, batch = torch.cat([bases[i] for i in order], 1)[None], [(sizes.count(l), l) for l in sorted(set(sizes))], ()
     else:
         X = _basis(X, "X").detach()
-        if X.ndim < 3 or not len(X): raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k) of at least one point, or a list of (n, k)")
+        if X.ndim < 3 or not len(X): raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k), N ≥ 1, or a list of (n, k)")
         batch, order, groups = X.shape[1:-2], range(len(X)), [(len(X), X.shape[-1])]
         A = X.flatten(1, -3).permute(1, 2, 0, 3).flatten(2) if batch else X.permute(1, 0, 2).flatten(1)[None]
     k = groups[0][1] if k is None else k
@@ -243,32 +247,41 @@ def _evaluate(x, A, groups, w):
         B.append((F if S is M else F.mT).movedim(-3, -2).flatten(-2))
     return cost, _horizontal(x, _horizontal(x, (torch.cat(B, -1) @ A.mT).mT))
 
-# %% ../nbs/02_karcher.ipynb #94e4dadc
+# %% ../nbs/02_karcher.ipynb #fda0f7a8
+def _project(A, groups, w): # → V ↦ P̄V
+    "The mean projector Σ wᵢ YᵢYᵢᵀ as a function, and the weights of the columns (B, 1, K)"
+    w = w.repeat_interleave(torch.tensor([l for N, l in groups for _ in range(N)], device=w.device), -1)[..., None, :]
+    return lambda V: (((V.mT @ A) * w) @ A.mT).mT, w
+
+def _subspace_iteration(project, V, k, tol, steps): # V (B, n, p), p > k
+    "k leading eigenvectors, k + 1 eigenvalues and the norms of their residuals, descending; and whether the first k residuals are below tol"
+    for _ in range(steps):
+        V = torch.linalg.qr(V)[0]
+        Z = project(V)
+        values, R = (t[..., -k-1:].flip(-1) for t in torch.linalg.eigh(V.mT @ Z))
+        residual = (Z @ R - (V @ R) * values[..., None, :]).norm(dim=-2)
+        done = (residual[..., :k].norm(dim=-1) <= tol).all()
+        if done: break
+        V = Z
+    return (V @ R)[..., :k], values.clamp(0, 1), residual, done
+
 def _leading(points, k, exact=True):
     "Of the mean projector: k leading eigenvectors (B, n, k), min(k + 1, n) eigenvalues, and the norms of their residuals"
     A, groups, w = points
-    (n, K), m, dtype = A.shape[-2:], min(k + 1, A.shape[-2]), A.dtype
-    w = w.repeat_interleave(torch.tensor([l for N, l in groups for _ in range(N)], device=w.device), -1)[..., None, :]
-    tol, steps = (64 * torch.finfo(dtype).eps, 24) if exact else (1e-3, 8)
+    n, K = A.shape[-2:]
     if min(n, K) > 4 * (k + 8):
-        a, w_ = (A, w) if exact else (A.float(), w.float())
-        Z = (torch.randn(k + 8, K, generator=torch.Generator().manual_seed(0), dtype=a.dtype).to(a.device) * w_ @ a.mT).mT
-        for _ in range(steps):
-            V = torch.linalg.qr(Z)[0]
-            W = V.mT @ a
-            Z = (W * w_ @ a.mT).mT
-            values, R = (t[..., -m:] for t in torch.linalg.eigh(W * w_ @ W.mT))
-            V = V @ R
-            residual = (Z @ R - V * values[..., None, :]).norm(dim=-2)
-            done = (residual[..., -k:].norm(dim=-1) <= tol).all()
-            if done: break
-        if done or not exact: return _polished(V[..., -k:].flip(-1).to(dtype)), values.flip(-1).clamp(0, 1).to(dtype), residual.flip(-1).to(dtype)
-    B = A * w.sqrt()
-    if n <= K: V, values = (t[..., -m:].flip(-1) for t in torch.linalg.eigh(B @ B.mT)[::-1])
+        dtype, tol, steps = (A.dtype, 64 * torch.finfo(A.dtype).eps, 24) if exact else (torch.float32, 1e-3, 8)
+        V = torch.randn(n, k + 8, generator=torch.Generator().manual_seed(0), dtype=dtype).to(A.device).expand(len(A), n, k + 8)
+        *found, done = _subspace_iteration(_project(A.to(dtype), groups, w.to(dtype))[0], V, k, tol, steps)
+        if done or not exact:
+            V, values, residual = (t.to(A.dtype) for t in found)
+            return _polished(V), values, residual
+    B = A * _project(A, groups, w)[1].sqrt()
+    if n <= K: values, V = (t.flip(-1) for t in torch.linalg.eigh(B @ B.mT))
     else:
         V, values, _ = torch.linalg.svd(B, full_matrices=False)
-        values = torch.nn.functional.pad(values, (0, 1))[..., :m].square()
-    return V[..., :k], values.clamp(0, 1), torch.zeros_like(values)
+        values = torch.nn.functional.pad(values, (0, 1)).square()
+    return V[..., :k], values[..., :k + 1].clamp(0, 1), torch.zeros_like(values[..., :k + 1])
 
 @torch.no_grad()
 def chordal_mean(
@@ -344,44 +357,70 @@ class KarcherMean:
     effective_k: int|Tensor # where, up to k, the eigenvalues of the mean projector fall most
     spread: float|Tensor|None # distance between means of restarts within 1 % of the best variance [rad]; None: no restarts
 
-# %% ../nbs/02_karcher.ipynb #d4dac627
-def _certificate(mean, points, V, values, residual):
-    "variance, max_angle, eigengap, lower_bound and proof of uniqueness, each (B,)"
-    A, groups, w = points
+# %% ../nbs/02_karcher.ipynb #e6d8b4dd
+def _evidence(mean, A, groups, w):
+    "Per point: weight (B, N), squared distance to the mean (B, N), the two largest angles to it (B, N, 2), dimension (N,)"
     k, M, eps = mean.shape[-1], mean.mT @ A, torch.finfo(w.dtype).eps
     cosines = [torch.linalg.svdvals(m).clamp(max=1) for m in _by_point(M, groups)] # (B, N, min(k, l)) each
-    d2, sin2 = (torch.cat([f(c).sum(-1) for c in cosines], -1) for f in (lambda c: _angle(c).square(), lambda c: (1 - c) * (1 + c))) # (B, N)
-    top = torch.cat([torch.nn.functional.pad(_angle(c[..., -2:]), (max(0, 2 - c.shape[-1]), 0)) for c in cosines], -2) # the two largest angles
+    d2, sin2 = (torch.cat([f(c).sum(-1) for c in cosines], -1) for f in (lambda c: _angle(c).square(), lambda c: (1 - c) * (1 + c)))
+    top = torch.cat([torch.nn.functional.pad(_angle(c[..., -2:]), (max(0, 2 - c.shape[-1]), 0)) for c in cosines], -2)
     if (d2 < eps ** .25).any(): # a cosine near 1 says little of the angle: Σ sin²θ from the residual
         sines = torch.cat([h.square().sum((-2, -1)) - max(0, l - k) for h, (_, l) in zip(_by_point(A - mean @ M, groups), groups)], -1).clamp(min=0)
         d2, top = sines + d2 - sin2, torch.minimum(top, sines.sqrt().clamp(max=1).asin()[..., None])
-    variance, top = (w * d2).sum(-1), torch.where(w[..., None] > 0, top, 0.)
-    gap = values[..., k - 1] - (values[..., k:] + residual[..., k:]).sum(-1)
-    upper = (values + residual.square() / torch.maximum(gap[..., None], residual).clamp(min=eps))[..., :k].clamp(eps, 1).sqrt()
-    missing = sum(v.sum(-1) * max(0, k - l) for v, (_, l) in zip(w.split([N for N, _ in groups], -1), groups)) * math.pi ** 2 / 4
-    lower = torch.minimum(_angle(upper).square().sum(-1) - missing, variance)
-    radius = ((variance - lower) / (gap.clamp(min=1e-12) * _unwind(upper[..., 0]) / upper[..., 0])).sqrt()
-    reach = sum(sine.clamp(max=1).asin() for sine in (radius, _horizontal(V, mean).norm(dim=(-2, -1))))[..., None]
-    s = top.sum(-1) + min(2, k) * reach
-    proven = (top[..., 1] + reach < math.pi / 2).all(-1) & ((w * s / s.tan()).sum(-1) > 0) & all(l == k for _, l in groups)
-    return variance, top[..., 1].amax(-1), gap.clamp(min=0), lower, proven
+    return w, d2, torch.where(w[..., None] > 0, top, 0.), torch.tensor([l for N, l in groups for _ in range(N)], device=w.device)
 
+def _verdict(mean, evidence, leading):
+    "variance, eigengap, lower bound, and whether uniqueness is proven; each (B,)"
+    (w, d2, top, dims), (V, values, residual) = evidence, leading
+    k, eps = mean.shape[-1], torch.finfo(w.dtype).eps
+    variance, gap = (w * d2).sum(-1), values[..., k - 1] - (values[..., k:] + residual[..., k:]).sum(-1)
+    upper = values + residual.square() / torch.maximum(gap[..., None], residual).clamp(min=eps) # an eigenvalue is that close to its approximation
+    cosine = upper[..., :k].clamp(eps, 1).sqrt()
+    lower = _angle(cosine).square().sum(-1) - (w * (k - dims).clamp(min=0)).sum(-1) * math.pi ** 2 / 4 # a point of l < k dimensions has k − l angles fewer
+    lower = torch.minimum(lower, variance)
+    radius = ((variance - lower) / (gap.clamp(min=eps) * _unwind(cosine[..., 0]) / cosine[..., 0])).sqrt()
+    reach = radius.clamp(max=1).asin() + _horizontal(V, mean).norm(dim=(-2, -1)).clamp(max=1).asin()
+    s = top.sum(-1) + min(2, k) * reach[..., None]
+    proven = (top[..., 1] + reach[..., None] < math.pi / 2).all(-1) & ((w * s / s.tan()).sum(-1) > 0) & (dims == k).all()
+    return variance, gap.clamp(min=0), lower, proven
+
+# %% ../nbs/02_karcher.ipynb #79b96924
 @torch.enable_grad()
 def _geoopt(x, points, tol, max_iter): # as _descend
     A, groups, w = points
     if len(groups) > 1 or groups[0][1] != x.shape[-1]: raise ValueError("method='geoopt' takes points of the mean's dimension only; use method='lbfgs'")
     Y, manifold = _by_point(A, groups)[0], Grassmann()
-    x = ManifoldParameter(x.clone(), manifold=manifold)
+    x = ManifoldParameter(x.clone(), manifold=manifold) # type: ignore
     sgd = RiemannianSGD([x], lr=1.)
     for n_iter in range(max_iter + 1):
-        sgd.zero_grad()
         cost = (w * manifold.dist2(x[:, None], Y)).sum(-1) / 2
-        cost.sum().backward()
-        norm = manifold.egrad2rgrad(x.detach(), x.grad).norm(dim=(-2, -1))
-        if n_iter == max_iter or (norm <= tol).all(): return x.detach(), cost.detach(), norm, torch.full(norm.shape, n_iter)
+        x.grad, = torch.autograd.grad(cost.sum(), x)
+        norm = x.grad.norm(dim=(-2, -1))
+        if n_iter == max_iter or (norm <= tol).all(): break
         sgd.step()
+    return x.detach(), cost.detach(), norm, torch.full(norm.shape, n_iter)
 
 METHODS = {"auto": _descend, "lbfgs": _descend, "geoopt": _geoopt}
+
+# %% ../nbs/02_karcher.ipynb #86722be2
+def _result(mean, grad_norm, n_iter, spread, evidence, leading, batch, tol):
+    "Put the evidence together, and warn where it speaks against the mean"
+    k, values, max_angle = mean.shape[-1], leading[1], evidence[2].amax((-2, -1))
+    variance, gap, lower, proven = _verdict(mean, evidence, leading)
+    apart = torch.zeros_like(gap) if spread is None else spread
+    seen, proven = (gap < .05) | (apart > 1e-3), proven & (apart <= 1e-3)
+    effective_k = (values - torch.nn.functional.pad(values, (0, 1))[..., 1:])[..., :k].argmax(-1) + 1
+    doubt = ~proven & (seen | (max_angle > math.pi / 4))
+    if doubt.any():
+        i = int(doubt.nonzero()[0])
+        warnings.warn(f"the Karcher mean may be one of several: largest angle to it {max_angle[i]:.2f} rad (π/4 is 0.79), eigengap {gap[i]:.3f}"
+                      + (f", means of restarts {apart[i]:.2g} rad apart" if apart[i] else "") + (f"; mean {i} of {len(doubt)}" if batch else "")
+                      + (f"; the eigengap is widest at k={effective_k[i]}" if effective_k[i] < k else ""), NonUniqueMeanWarning, stacklevel=4)
+    unique = [True if p else False if q else None for p, q in zip(proven.tolist(), seen.tolist())]
+    plain = (lambda t: t.reshape(batch)) if batch else (lambda t: t.item())
+    return KarcherMean(
+        mean.reshape(*batch, *mean.shape[-2:]), plain(grad_norm <= tol), plain(n_iter), plain(grad_norm), plain(variance), plain(max_angle), plain(gap),
+        np.array(unique, object).reshape(batch).tolist(), plain(lower), plain(effective_k), None if spread is None else plain(spread))
 
 @torch.no_grad()
 def karcher_mean(
@@ -396,27 +435,13 @@ def karcher_mean(
     "The subspace with the least mean squared geodesic distance (Karcher 1977), and whether it is the only one"
     if method not in METHODS: raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
     points, k, batch = _points(X, weights, k)
-    A, dtype = points[0], points[0].dtype
-    tol = (1e-8 if dtype == torch.float64 else 2e-6) if tol is None else tol
-    V, values, residual = _leading(points, k, exact=False)
+    A, leading = points[0], _leading(points, k, exact=False)
+    tol = tol or _tolerance(A)
     picks = [torch.randperm(A.shape[-1], generator=torch.Generator().manual_seed(i))[:k].to(A.device) for i in range(restarts)]
-    runs = [METHODS[method](x, points, tol, max_iter) for x in [V] + [torch.linalg.qr(A[..., p])[0] for p in picks]]
+    runs = [METHODS[method](x, points, tol, max_iter) for x in [leading[0]] + [torch.linalg.qr(A[..., p])[0] for p in picks]]
     means, costs, norms, n_iter = (torch.stack(t) for t in zip(*runs))
-    best = costs.argmin(0), torch.arange(len(V), device=A.device)
-    mean, spread = means[best], None
-    variance, max_angle, gap, lower, proven = _certificate(mean, points, V, values, residual)
-    seen = gap < .05
-    if restarts:
-        spread = torch.where(costs <= 1.01 * costs[best], principal_angles(means, mean).norm(dim=-1), 0.).amax(0)
-        seen, proven = seen | (spread > 1e-3), proven & (spread <= 1e-3)
-    effective_k = (values - torch.nn.functional.pad(values, (0, 1))[..., 1:])[..., :k].argmax(-1) + 1
-    doubt = ~proven & (seen | (max_angle > math.pi / 4))
-    if doubt.any():
-        i = int(doubt.nonzero()[0])
-        warnings.warn(f"the Karcher mean may be one of several: largest angle to it {max_angle[i]:.2f} rad (π/4 is 0.79), eigengap {gap[i]:.3f}"
-                      + ("" if spread is None else f", means of restarts {spread[i]:.2g} rad apart") + (f"; mean {i} of {len(doubt)}" if batch else "")
-                      + f". Take k={effective_k[i]}, where the gap is largest, or chordal_mean", NonUniqueMeanWarning, stacklevel=3)
-    plain = (lambda t: t.reshape(batch)) if batch else (lambda t: t.item())
-    verdict = np.where(proven.cpu(), True, np.where(seen.cpu(), False, None)).reshape(batch).tolist()
-    return KarcherMean(mean.reshape(*batch, *mean.shape[-2:]), plain(norms[best] <= tol), plain(n_iter[best]), plain(norms[best]), plain(variance), plain(max_angle),
-                       plain(gap), verdict, plain(lower), plain(effective_k), None if spread is None else plain(spread))
+    best = costs.argmin(0), torch.arange(len(A), device=A.device)
+    spread = torch.where(costs <= 1.01 * costs[best], principal_angles(means, means[best]).norm(dim=-1), 0.).amax(0) if restarts else None
+    return _result(means[best], norms[best], n_iter[best], spread, _evidence(means[best], *points), leading, batch, tol)
+
+def _tolerance(A): return 1e-8 if A.dtype == torch.float64 else 2e-6
