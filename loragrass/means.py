@@ -70,7 +70,7 @@ def flag_mean(
     V, values, _ = _leading(points, k)
     return FlagMean(V.reshape(*batch, *V.shape[-2:]), values[..., :k].reshape(*batch, k))
 
-# %% ../nbs/02a_means.ipynb #36af4fbd
+# %% ../nbs/02a_means.ipynb #349e8c42
 @dataclass(frozen=True)
 class PrincipalGeodesics:
     "Directions of variation at a mean, the largest first"
@@ -88,7 +88,7 @@ class PrincipalGeodesics:
 @torch.no_grad()
 def principal_geodesics(
     X, # (N, n, k) orthonormal columns
-    n_components:int|None=None, # None: all, min(N, k(n − k))
+    n_components:int|None=None, # None: all, min(N − 1, k(n − k)), or N elsewhere than at the mean; those of no variance are rounding
     mean:Tensor|None=None, # (n, k) where to look from; None: the Karcher mean
     weights=None, # (N,), normalised to sum 1
 )->PrincipalGeodesics:
@@ -96,10 +96,10 @@ def principal_geodesics(
     X = _basis(X, "X")
     if X.ndim != 3: raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, n, k)")
     (_, _, w), k, _ = _points(X, weights)
+    most = min(len(X) - (mean is None), k * (X.shape[-2] - k)) # at the mean, the logarithms sum to 0
     mean = karcher_mean(X, weights).mean if mean is None else _basis(mean, "mean")
-    most = min(len(X), k * (X.shape[-2] - k))
     q = most if n_components is None else n_components
-    if not 0 < q <= most: raise ValueError(f"n_components={q}; {len(X)} points on Gr({k}, {X.shape[-2]}) have 1 … {most}")
+    if not 0 <= q <= most: raise ValueError(f"n_components={q}; {len(X)} points on Gr({k}, {X.shape[-2]}) have up to {most}")
     U = _log(mean, X).flatten(1)
     _, S, Vh = torch.linalg.svd(w[0, :, None].sqrt() * U, full_matrices=False)
     return PrincipalGeodesics(mean, Vh[:q].unflatten(1, mean.shape), S[:q].square(), U @ Vh[:q].T)

@@ -1,0 +1,234 @@
+"What 02_karcher and 02a_means promise beside their lessons: certificates that are never wrong, every form of input, invariances, both precisions"
+import math, warnings
+
+import pytest, torch
+import loragrass as lg
+from loragrass.karcher import Grassmann, NonUniqueMeanWarning, _evaluate, _exp, _horizontal, _leading, _points, chordal_mean, geodesic, karcher_mean
+from loragrass.means import flag_mean, karcher_median, principal_geodesics, streaming_mean
+from loragrass.plucker import orthonormalize, principal_angles
+
+pytestmark = pytest.mark.filterwarnings("ignore::loragrass.karcher.NonUniqueMeanWarning")
+
+def randn(*shape, seed=0, dtype=torch.float64): return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+def dist(x, y): return principal_angles(x, y).norm(dim=-1)
+
+def cloud(N, n, k, size, batch=(), seed=0, dtype=torch.float64): # at angles up to `size` from one point
+    c = orthonormalize(randn(*batch, n, k, seed=seed))
+    u = _horizontal(c, randn(N, *batch, n, k, seed=seed + 1))
+    return _exp(c, size * u / torch.linalg.matrix_norm(u, 2)[..., None, None]).to(dtype)
+
+def half_shared(N=12, n=40, k=6, shared=3, noise=.1, seed=0):
+    common = randn(n, shared, seed=seed)
+    columns = lambda i: [common + noise * randn(n, shared, seed=seed + 1 + i), randn(n, k - shared, seed=seed + 100 + i)]
+    return torch.stack([orthonormalize(torch.cat(columns(i), 1)) for i in range(N)])
+
+def variance(x, Y, w=None):
+    d2 = torch.stack([principal_angles(x, y).square().sum(-1) for y in Y])
+    return d2.mean(0) if w is None else (torch.as_tensor(w, dtype=d2.dtype) * d2).sum(0) / sum(w)
+
+SETS = {f"{size}, k={k}": (cloud, dict(N=8, n=20, k=k, size=size)) for k in (1, 2, 5) for size in (.01, .5, .8, 1.2, 1.5)} | {"half shared": (half_shared, {})}
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_certificate_is_never_wrong(name, seed):
+    make, args = SETS[name]
+    Y = make(**args, seed=10 * seed)
+    m, again = karcher_mean(Y), karcher_mean(Y, restarts=10)
+    assert m.converged and abs(m.variance - variance(m.mean, Y)) < 1e-10 and abs(m.max_angle - principal_angles(m.mean, Y).max()) < 1e-7
+    assert m.lower_bound <= min(m.variance, again.variance) + 1e-12
+    for i in range(20): # no subspace is below the bound, near or far
+        assert variance(orthonormalize(m.mean + (.1 * 2 ** (i % 7)) * randn(*m.mean.shape, seed=i)), Y) >= m.lower_bound
+    if m.unique: assert again.spread < 1e-6 and dist(m.mean, again.mean) < 1e-6 and again.unique
+
+def test_the_certificate_says_something():
+    seen = {name: karcher_mean(make(**args), restarts=6).unique for name, (make, args) in SETS.items()}
+    assert all(seen[f"{size}, k={k}"] is True for size in (.01, .5) for k in (1, 2, 5)) and seen["half shared"] is False and seen["1.5, k=5"] is not True
+
+def test_two_clusters_of_lines_have_two_means(): # at right angles: the means are the two bisectors, and a lone descent cannot tell
+    Y = torch.tensor([[1, 0], [0, 1]], dtype=torch.float64)[..., None]
+    m = karcher_mean(Y, restarts=4)
+    assert m.unique is False and abs(m.variance - (math.pi / 4) ** 2) < 1e-12 and m.eigengap < 1e-12 and abs(m.lower_bound - m.variance) < 1e-12
+
+def test_warnings_name_the_batch_and_the_advice():
+    Y = torch.stack([cloud(12, 40, 6, .2), half_shared()], 1)
+    with pytest.warns(NonUniqueMeanWarning, match=r"mean 1 of 2; the eigengap is widest at k=3") as said: m = karcher_mean(Y)
+    assert said[0].filename == __file__ and m.unique == [True, False] and m.effective_k.tolist() == [6, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        karcher_mean(Y[:, 0])
+
+def test_the_mean_is_where_an_independent_gradient_vanishes():
+    Y, w = cloud(7, 25, 4, .6), [1, 2, 3, 4, 5, 6, 7]
+    m = karcher_mean(Y, w)
+    for seed in range(5):
+        u = _horizontal(m.mean, randn(25, 4, seed=seed))
+        ahead, behind = (variance(orthonormalize(m.mean + h * u), Y, w) for h in (1e-4, -1e-4))
+        assert abs(ahead - behind) < 1e-10 and ahead + behind > 2 * m.variance
+
+@pytest.mark.parametrize("size", [1e-8, 1e-4, .5, 1.2])
+def test_all_methods_end_at_one_point(size):
+    Y = cloud(6, 15, 3, size)
+    a, b = karcher_mean(Y), karcher_mean(Y, method="geoopt", max_iter=1000)
+    assert a.converged and b.converged and dist(a.mean, b.mean) < 1e-6 * min(1, 10 * size) + 1e-8
+    assert abs(a.variance - b.variance) < 1e-9 * a.variance + 1e-15
+
+def test_tiny_spreads_are_not_lost(): # 1 − cos² would say 0, or 1e-8
+    Y = cloud(6, 15, 3, 1e-9)
+    m = karcher_mean(Y)
+    assert .5 < m.variance / variance(m.mean, Y) < 2 and .3e-9 < m.max_angle < 3e-9 and m.unique and m.lower_bound <= m.variance
+    same = karcher_mean(Y[:1].expand(5, 15, 3))
+    assert same.variance < 1e-28 and same.unique and dist(same.mean, Y[0]) < 1e-13
+
+MEANS = {"karcher_mean": lambda Y, **kw: karcher_mean(Y, **kw).mean, "chordal_mean": chordal_mean,
+         "karcher_median": lambda Y, **kw: karcher_median(Y, **kw).median, "flag_mean": lambda Y, **kw: flag_mean(Y, **kw).basis}
+
+@pytest.mark.parametrize("mean", MEANS.values(), ids=MEANS)
+def test_invariances(mean):
+    Y, w = cloud(6, 20, 3, .5), torch.tensor([1., 2, 3, 1, 2, 3])
+    Q, O, order = orthonormalize(randn(6, 3, 3, seed=5)), orthonormalize(randn(20, 20, seed=6)), [3, 1, 4, 0, 5, 2]
+    base = mean(Y, weights=w)
+    for other in (mean(Y @ Q, weights=w), O.T @ mean(O @ Y, weights=w), mean(Y[order], weights=w[order]),
+                  mean(list(Y), weights=w.tolist()), mean(Y, weights=10 * w)):
+        assert dist(base, other) < 1e-7
+    repeated = torch.repeat_interleave(Y, w.long(), 0)
+    assert dist(base, mean(repeated)) < 1e-7
+    assert dist(mean(Y, weights=torch.tensor([0., 0, 1, 0, 0, 0])), Y[2]) < 2e-6 and dist(mean(Y[:1]), Y[0]) < 1e-12
+
+@pytest.mark.parametrize("mean", MEANS.values(), ids=MEANS)
+def test_batches_are_loops(mean):
+    Y = cloud(5, 12, 3, .5, batch=(2, 3))
+    w = torch.rand(5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    many = mean(Y, weights=w)
+    assert many.shape == (2, 3, 12, 3)
+    for i in range(2):
+        for j in range(3): assert dist(many[i, j], mean(Y[:, i, j], weights=w[:, i, j])) < 1e-7
+
+def test_a_batch_of_easy_and_hard(): # finished problems leave the batch and keep their result
+    parts = [cloud(12, 40, 6, .3), half_shared(), cloud(12, 40, 6, 1e-3, seed=4), half_shared(seed=7), cloud(12, 40, 6, .9, seed=8)]
+    m, one = karcher_mean(torch.stack(parts, 1)), [karcher_mean(Y) for Y in parts]
+    assert m.converged.all() and m.n_iter.tolist()[2] < m.n_iter.tolist()[1] and m.mean.shape == (5, 40, 6)
+    for i in (0, 2, 4): assert dist(m.mean[i], one[i].mean) < 1e-7
+    for field in ("variance", "max_angle", "eigengap", "lower_bound"): assert all(abs(getattr(m, field)[i] - getattr(one[i], field)) < 1e-6 for i in (0, 2, 4))
+    assert m.unique[0] is one[0].unique and m.unique[1] is one[1].unique
+
+def test_points_of_several_dimensions(): # by hand: only min(kᵢ, k) angles count
+    Y = [orthonormalize(torch.cat([randn(10, 3) + .2 * randn(10, 3, seed=i), randn(10, 1, seed=9)], 1))[:, :l] for i, l in enumerate((1, 2, 3, 3, 3, 4))]
+    w = [1, 2, 1, 2, 1, 3]
+    m = karcher_mean(Y, w, k=3)
+    assert m.mean.shape == (10, 3) and abs(m.variance - variance(m.mean, Y, w)) < 1e-12 and m.unique is not True and m.lower_bound <= m.variance
+    for seed in range(5):
+        u = _horizontal(m.mean, randn(10, 3, seed=seed))
+        assert variance(orthonormalize(m.mean + 1e-2 * u), Y, w) > m.variance
+        assert variance(orthonormalize(randn(10, 3, seed=50 + seed)), Y, w) >= m.lower_bound
+    assert dist(karcher_mean(Y[::-1], w[::-1], k=3).mean, m.mean) < 1e-7
+
+@pytest.mark.parametrize("n, N, k", [(300, 4, 3), (30, 200, 3), (120, 60, 4), (5, 9, 5), (6, 1, 2), (7, 12, 1)])
+def test_leading_eigenvectors_against_the_dense_projector(n, N, k):
+    Y, w = cloud(N, n, k, .7) if k < n else orthonormalize(randn(N, n, k)), torch.linspace(1, 2, N, dtype=torch.float64)
+    points, *_ = _points(Y, w)
+    P = torch.einsum("i,ink,imk->nm", w / w.sum(), Y, Y)
+    true = torch.linalg.eigvalsh(P).flip(0)
+    for exact in (True, False):
+        V, values, residual = _leading(points, k, exact)
+        assert values.shape == residual.shape == (1, min(k + 1, n)) and (values[0] - true[:k + 1]).abs().max() < .02
+        assert (values[0, :k] - true[:k]).abs().max() < (1e-12 if exact else 1e-4)
+        assert (values[0, k:] + residual[0, k:] >= true[k:k + 1] - 1e-6).all() # the eigengap is not overstated
+        assert ((V[0].T @ P @ V[0]).trace() - true[:k].sum()).abs() < (1e-12 if exact else 1e-4)
+
+def test_gradient_near_the_cut_locus(): # where the eigenvalues of MMᵀ are no longer enough
+    x = torch.eye(8, dtype=torch.float64)[:, :2]
+    for t in (1.5, math.pi / 2 - 1e-4, math.pi / 2 - 1e-7, math.pi / 2):
+        theta = torch.tensor([t, .3], dtype=torch.float64)
+        y = torch.zeros(8, 2, dtype=torch.float64)
+        y[[0, 1], [0, 1]], y[[2, 3], [0, 1]] = theta.cos(), theta.sin()
+        cost, g = _evaluate(x[None], *_points(y[None])[0])
+        assert (torch.linalg.svdvals(g[0]) - theta).abs().max() < 1e-11 and abs(cost - theta.square().sum() / 2) < 1e-12
+
+def test_float32():
+    Y = cloud(10, 60, 4, .6)
+    m, exact = karcher_mean(Y.float()), karcher_mean(Y)
+    assert m.mean.dtype == torch.float32 and m.converged and m.unique and dist(m.mean.double(), exact.mean) < 1e-5
+    assert karcher_mean(cloud(10, 60, 4, 1.2).float()).converged and karcher_mean(half_shared().float()).converged
+    assert chordal_mean(Y.float()).dtype == karcher_median(Y.float()).median.dtype == torch.float32 and karcher_median(Y.float()).converged
+
+def test_inputs_stay_as_they_are():
+    Y = cloud(5, 12, 3, .5)
+    before = Y.clone()
+    for f in (karcher_mean, chordal_mean, karcher_median, flag_mean, principal_geodesics): f(Y)
+    assert Y.equal(before) and karcher_mean(Y.numpy()).mean.equal(karcher_mean(Y).mean) and karcher_mean(Y).mean.equal(karcher_mean(Y).mean)
+    assert not karcher_mean(Y.clone().requires_grad_()).mean.requires_grad
+
+def test_missed_convergence_comes_back():
+    m = karcher_mean(half_shared(), max_iter=3)
+    assert m.converged is False and m.n_iter == 3 and m.grad_norm > 1e-8
+    assert karcher_median(cloud(5, 12, 3, .5), max_iter=2).converged is False
+
+Y = cloud(3, 8, 2, .5)
+REFUSED = {
+    "expected a stack": lambda: karcher_mean(Y[0]),
+    "one or more": lambda: karcher_mean([]),
+    "expected a stack (N": lambda: chordal_mean(Y[:0]),
+    "not orthonormal": lambda: karcher_mean(2 * Y),
+    "say the mean's with k=": lambda: karcher_mean([Y[0], Y[1, :, :1]]),
+    "ambient dimensions differ": lambda: karcher_mean([Y[0], torch.eye(5, dtype=torch.float64)[:, :2]]),
+    "weights have shape": lambda: karcher_mean(Y, [1, 2]),
+    "none negative": lambda: karcher_mean(Y, [1, 1, -1]),
+    "not all zero": lambda: karcher_mean(Y, [0, 0, 0]),
+    "must be finite": lambda: karcher_mean(Y, [1, 1, math.nan]),
+    "k=9": lambda: karcher_mean(Y, k=9),
+    "k=0": lambda: karcher_mean(Y, k=0),
+    "method 'newton' is unknown": lambda: karcher_mean(Y, method="newton"),
+    "of the mean's dimension only": lambda: karcher_mean(Y, k=1, method="geoopt"),
+    "a geodesic stays": lambda: geodesic(Y[0], Y[1, :, :1], .5),
+    "n_components=7": lambda: principal_geodesics(Y, 7),
+    "expected a stack (N, n, k)": lambda: principal_geodesics(Y[None]),
+    "chunks is empty": lambda: streaming_mean([]),
+    "read only once": lambda: streaming_mean(y for y in [Y]),
+    "a chunk has shape": lambda: streaming_mean([Y[:, None]]),
+}
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused(message):
+    with pytest.raises(ValueError) as error: REFUSED[message]()
+    assert message in str(error.value)
+
+def test_median_of_a_majority():
+    Y = torch.cat([cloud(1, 20, 3, .5).expand(5, 20, 3), cloud(4, 20, 3, 1., seed=50)]) # five of nine agree
+    m = karcher_median(Y)
+    assert m.converged and dist(m.median, Y[0]) < 2e-6 and abs(m.mean_distance - dist(Y[0], Y).mean()) < 1e-5
+
+def test_median_is_stationary():
+    Y, w = cloud(7, 15, 2, .7), [1, 2, 3, 4, 3, 2, 1]
+    m, cost = karcher_median(Y, w), lambda x: (torch.tensor(w) * dist(x, Y)).sum() / sum(w)
+    assert abs(cost(m.median) - m.mean_distance) < 1e-12 and m.grad_norm <= 1e-8
+    for seed in range(5): assert cost(orthonormalize(m.median + .01 * randn(15, 2, seed=seed))) > m.mean_distance
+
+def test_flag_is_nested_and_starts_with_the_chordal_mean():
+    Y = [cloud(1, 12, l, .5, seed=l)[0] for l in (1, 3, 4, 2)]
+    flag = flag_mean(Y, [1, 2, 3, 4])
+    assert flag.basis.shape == (12, 4) and (flag.shares.diff() <= 0).all()
+    for j in (1, 2, 3): assert dist(flag.basis[:, :j], chordal_mean(Y, [1, 2, 3, 4], k=j)) < 1e-10
+
+def test_principal_geodesics_are_weighted_and_elsewhere():
+    Y, w = cloud(6, 15, 2, .5), torch.tensor([1, 2, 3, 1, 2, 3], dtype=torch.float64)
+    pg, m = principal_geodesics(Y, weights=w), karcher_mean(Y, w)
+    gram = torch.einsum("ank,bnk->ab", pg.directions[:4], pg.directions[:4])
+    assert (gram - torch.eye(4, dtype=torch.float64)).abs().max() < 1e-10 and (pg.mean.T @ pg.directions[:4]).abs().max() < 1e-10
+    assert abs(pg.variances.sum() - m.variance) < 1e-12 and abs((w / w.sum()) @ pg.scores[:, 0]) < 1e-7 and (pg.variances.diff() <= 1e-12).all()
+    two = principal_geodesics(Y, n_components=2, mean=Y[0])
+    assert two.scores.shape == (6, 2) and two.mean.equal(Y[0]) and two.scores[0].abs().max() < 1e-12
+
+@pytest.mark.parametrize("make, args", [(cloud, dict(N=23, n=60, k=3, size=.6)), (cloud, dict(N=23, n=6, k=3, size=.6)), (half_shared, dict(N=23))])
+def test_streaming_is_the_mean_of_all(make, args):
+    Y = make(**args)
+    class Chunks: # read anew each time
+        def __iter__(self): return iter([Y[:10], Y[10:11], Y[11:]])
+    s, m = streaming_mean(Chunks()), karcher_mean(Y)
+    assert s.converged and s.unique is m.unique and abs(s.eigengap - m.eigengap) < .03
+    if make is half_shared: return
+    assert dist(s.mean, m.mean) < 1e-7 and abs(s.variance - m.variance) < 1e-10 and abs(s.lower_bound - m.lower_bound) < .02 * m.variance
+
+def test_public_names():
+    for name in ("Grassmann", "GrassmannExact", "KarcherMean", "NonUniqueMeanWarning", "karcher_mean", "chordal_mean", "geodesic", "karcher_median",
+                 "flag_mean", "principal_geodesics", "streaming_mean"): assert hasattr(lg, name)
+    assert Grassmann().dist(geodesic(Y[0], Y[1], 1), Y[1]) < 1e-13
