@@ -36,7 +36,7 @@ class _Commands(TyperGroup):
             except ValueError as e: _say(f"error: {e}") # LoRAFormatError is one
             raise typer.Exit(1)
 
-# %% ../nbs/09_cli.ipynb #4d6442f4
+# %% ../nbs/09_cli.ipynb #8ce3ef65
 def _cell(value)->str:
     "A value in a table"
     if isinstance(value, float): return "" if value != value else f"{value:.3g}"
@@ -49,13 +49,13 @@ def _table(rows:Iterable[Mapping], title:str=""):
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-    rows, table = list(rows), Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    rows, table = list(rows), Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in dict.fromkeys(name for row in rows for name in row):
         number = all(isinstance(row.get(name), (int, float)) for row in rows)
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows: table.add_row(*(Text(_cell(row.get(column.header))) for column in table.columns))
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal: console = Console(markup=False, emoji=False, highlight=False, width=100_000)
+    console = Console()
+    if not console.is_terminal: console.width = 100_000
     with console.capture() as text: console.print(table)
     for line in text.get().rstrip().splitlines(): typer.echo(line.rstrip())
 

@@ -124,7 +124,7 @@ def _random_angles(n, k, l, draws=200):
     Q = np.linalg.qr(np.concatenate([A, R], 1)).Q
     return np.arccos(np.clip(np.linalg.svd(Q[:, :k], compute_uv=False), 0, 1)).mean(0)
 
-# %% ../nbs/08_report.ipynb #d1981a18
+# %% ../nbs/08_report.ipynb #cb95eec4
 def plot_angles(
     a:LoRA,
     b:LoRA,
@@ -135,21 +135,21 @@ def plot_angles(
     if side not in ("left", "right"): raise ValueError(f"side {side!r}: expected 'left' (outputs) or 'right' (inputs)")
     modules, random = [m for m in a if m in b], {}
     if not modules: raise ValueError(f"{a.name or 'the first adapter'} and {b.name or 'the second'} share no module; they are for different base models")
-    ax = _axes(ax, _height(len(modules)))
+    ax, marks = _axes(ax, _height(len(modules))), []
     for y, m in enumerate(modules):
         X, Y = getattr(a[m], side), getattr(b[m], side)
         if X.shape[0] != Y.shape[0]:
             raise ValueError(f"{m}: ambient dimensions differ: {X.shape[0]} and {Y.shape[0]}; these adapters are for different base models")
         dims = X.shape[0], *sorted((X.shape[1], Y.shape[1]))
+        if 0 in dims: continue # an update that is zero has no directions
         if dims not in random: random[dims] = _random_angles(*dims)
-        ax.plot(random[dims], np.full(len(random[dims]), y + 0.25), "|", color=COLORS[6], ms=7, label="random subspaces" if y == 0 else None)
-        theta = principal_angles(X, Y)
-        ax.plot(theta, np.full(len(theta), y), "o", color=COLORS[0], ms=4, label="these two" if y == 0 else None)
+        chance, theta = random[dims], principal_angles(X, Y)
+        marks = [*ax.plot(chance, np.full(len(chance), y + 0.25), "|", color=COLORS[6], ms=7), *ax.plot(theta, np.full(len(theta), y), "o", color=COLORS[0], ms=4)]
     ax.axvline(np.pi / 2, color=COLORS[6], lw=0.8, ls=":")
     ax.set(xlabel=f"principal angle of the {side} subspaces [rad]", xlim=(0, 1.62), ylim=(len(modules) - 0.4, -0.6))
     if len(modules) <= 40: ax.set_yticks(range(len(modules)), [_text(m) for m in modules])
     else: ax.set_ylabel(f"{len(modules)} modules, in the order of the file")
-    ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    ax.legend(marks, ["random subspaces", "these two"][:len(marks)], fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #e99fd09a
@@ -204,7 +204,7 @@ def plot_scores(
     ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     return ax
 
-# %% ../nbs/08_report.ipynb #3b289814
+# %% ../nbs/08_report.ipynb #a14981a4
 _INK = "#010203"
 _RC: dict = {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
              **dict.fromkeys(["figure.facecolor", "axes.facecolor", "legend.facecolor"], "none"),
@@ -216,10 +216,10 @@ def _svg(draw, title, height=3.2):
         warnings.filterwarnings("ignore", "Glyph .* missing from font") # the browser has its own fonts
         figure = Figure(figsize=(4.4, height), layout="constrained")
         draw(figure.add_subplot())
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg")
         svg = out.getvalue()
     svg = re.sub(r'<g id="\w+">', "<g>", svg[svg.index("<svg"):]).replace(_INK, "currentColor") # groups are named figure_1, axes_1 in every figure
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S) # the date
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 # %% ../nbs/08_report.ipynb #9ed7c92f
