@@ -1,0 +1,236 @@
+"The command as scripts and people meet it: exit codes, one line for an error, pipes, odd names, and nothing half-written"
+import contextlib, json, os, shutil, signal, subprocess, sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import loragrass as lg
+from loragrass.cli import app
+
+COMMANDS = ["inspect", "compare", "merge", "convert", "resize", "demo"]
+
+def adapter(seed, group, prefix="unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_", names="qk"):
+    g = torch.Generator().manual_seed(group)
+    ups = {n: torch.randn(24, 2, generator=g) for n in names}
+    g.manual_seed(100 + seed)
+    return lg.LoRA({prefix + n: lg.LoRAUpdate(up + 0.1 * torch.randn(24, 2, generator=g), torch.randn(2, 16, generator=g), 1.0, (24, 16)) for n, up in ups.items()})
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    "Six adapters of two groups, in a folder"
+    folder = tmp_path_factory.mktemp("shelf")
+    for i in range(6): lg.save(adapter(i, i % 2), folder / "adapters" / f"a{i}.safetensors", format="diffusers")
+    return folder
+
+@pytest.fixture
+def here(shelf, tmp_path, monkeypatch):
+    "A folder of its own to work in"
+    shutil.copytree(shelf / "adapters", tmp_path / "adapters")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+def run(*args):
+    result = CliRunner().invoke(app, [str(a) for a in args], prog_name="loragrass")
+    if result.exception and not isinstance(result.exception, SystemExit): raise result.exception
+    assert "\x1b" not in result.output and "Traceback" not in result.output
+    return result
+
+def shell(code, *args, **kwargs):
+    "`loragrass args…` in a process of its own, after some Python"
+    return subprocess.Popen([sys.executable, "-c", f"from loragrass.cli import app\n{code}\napp(prog_name='loragrass')", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+def contents(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+# ---- what is wrong is said in one line
+
+def junk(folder):
+    (folder / "junk").mkdir()
+    (folder / "junk/login.safetensors").write_bytes(b"<!DOCTYPE html>")
+    (folder / "junk/old.ckpt").write_bytes(b"\x80\x02")
+    (folder / "junk/notes.txt").write_text("no adapter")
+    whole = (folder / "adapters/a0.safetensors").read_bytes()
+    (folder / "half.safetensors").write_bytes(whole[:-8])
+    (folder / "folder").mkdir()
+
+@pytest.mark.parametrize("line, says", [
+    ("inspect missing", "missing"), ("inspect half.safetensors", "truncated"), ("inspect junk", "HTML page"), ("inspect junk/old.ckpt", "pickle"),
+    ("inspect adapters missing", "skipped missing"),
+    ("compare adapters/a0.safetensors half.safetensors", "truncated"), ("compare adapters/a0.safetensors adapters/a1.safetensors --kernel cosine", "'cosine'"),
+    ("compare adapters/a0.safetensors adapters/a1.safetensors --side up", "'up'"), ("compare folder adapters/a1.safetensors", "folder"),
+    ("merge junk -o out", "no adapter to read in junk"), ("merge missing -o out", "missing"), ("merge adapters -o out -k 7", "7"), ("merge adapters -o out --method median", "'median'"),
+    ("merge adapters -o out --side up", "'up'"), ("merge adapters -o out --format zip", "'zip'"), ("merge adapters -o out --dtype int8", "'int8'"),
+    ("merge adapters -o /proc/means", "/proc"), ("merge adapters -o adapters/a0.safetensors/means", "input"), ("merge adapters -o half.safetensors --force", "half.safetensors"),
+    ("convert half.safetensors out.safetensors", "truncated"), ("convert adapters/a0.safetensors out", "out"), ("convert adapters/a0.safetensors out --format zip", "'zip'"),
+    ("resize adapters/a0.safetensors out.safetensors --rank 0", "rank"), ("resize adapters/a0.safetensors out.safetensors --energy 2", "energy"),
+])
+def test_bad_input_is_a_line_and_1(line, says, here):
+    junk(here)
+    before = contents(here)
+    result = run(*line.split())
+    last = result.stderr.splitlines()[-1]
+    assert result.exit_code == 1 and says in result.stderr and last.startswith(("error: ", "skipped ")) and sum(l.startswith("error: ") for l in result.stderr.splitlines()) <= 1
+    assert contents(here) == before and not list(here.glob(".*"))
+
+@pytest.mark.parametrize("line", ["", "inspct adapters", "inspect", "compare a", "merge adapters", "merge adapters -o out -k two", "merge adapters -o out -k 0", "merge adapters -o out --rank 0",
+                                  "resize adapters/a0.safetensors out.safetensors", "resize adapters/a0.safetensors out.safetensors --rank 1 --energy 0.5", "inspect adapters --colour"])
+def test_a_wrong_command_line_is_2(line, here): assert run(*line.split()).exit_code == 2
+
+def test_help_shows_an_example_and_version_a_number():
+    for command in COMMANDS: assert f"Example:  loragrass {command}" in run(command, "--help").stdout
+    assert run("--version").stdout == f"loragrass {lg.__version__}\n"
+    assert all(command in run("--help").stdout for command in COMMANDS)
+
+# ---- inspect and compare
+
+def test_inspect_lists_every_adapter_whatever_its_base(here):
+    lg.save(adapter(0, 0, prefix="unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_"), here / "adapters/other.safetensors", format="diffusers")
+    wide = {m: lg.LoRAUpdate(torch.randn(48, 1), torch.randn(1, 16), 1.0, (48, 16)) for m in adapter(0, 0)}
+    lg.save(lg.LoRA(wide), here / "adapters/wide.safetensors", format="diffusers")
+    (here / "adapters/login.safetensors").write_bytes(b"<html>")
+    result = run("inspect", "adapters")
+    assert result.exit_code == 0 and result.stdout.count("diffusers") == 8 and "wide" in result.stdout and "skipped adapters/login.safetensors" in result.stderr
+
+def test_inspect_json(here):
+    lora = adapter(0, 0)
+    lora = lg.LoRA(dict(lora) | {next(iter(lora)): lg.LoRAUpdate(torch.zeros(24, 2), torch.ones(2, 16), 1.0, (24, 16))})
+    lg.save(lora, here / "one.safetensors", format="diffusers")
+    data = json.loads(run("inspect", "one.safetensors", "adapters", "--json").stdout)
+    one, rows = data["adapters"][0], {row["module"][-1]: row for row in data["adapters"][0]["modules"]}
+    assert len(data["adapters"]) == 7 and data["skipped"] == []
+    assert (rows["q"]["numerical_rank"], rows["k"]["numerical_rank"], rows["q"]["shape"]) == (0, 2, [24, 16])
+    assert one["norm"] == pytest.approx((lora.to_frame().norm ** 2).sum() ** 0.5, rel=1e-5)
+
+def test_remarks_are_shown(here):
+    lora = lg.LoRA({m: lg.LoRAUpdate(torch.zeros(24, 2), u.down, 1.0, (24, 16)) for m, u in adapter(0, 0).items()})
+    lg.save(lora, here / "zero.safetensors", format="diffusers")
+    result = run("inspect", "zero.safetensors")
+    assert result.exit_code == 0 and "[E15]" in result.stdout and result.stderr == ""
+
+def test_compare_json_has_null_where_there_is_no_number(here):
+    lg.save(adapter(9, 0, names="q"), here / "part.safetensors", format="diffusers")
+    rows = json.loads(run("compare", "adapters/a0.safetensors", "part.safetensors", "--json").stdout)
+    shared, alone = sorted(rows, key=lambda row: row["similarity"] is None)
+    expected = lg.compare(lg.load("adapters/a0.safetensors"), lg.load("part.safetensors")).loc[shared["module"], "similarity"]
+    assert shared["similarity"] == pytest.approx(expected) and alone["similarity"] is None and alone["only_in"] == "a0"
+
+# ---- names
+
+def test_odd_names_are_text_and_nothing_is_cut(here, monkeypatch):
+    names = ["[bold]x[bold]", ":smile:", "\x1b[31mred", "Ж" * 70, "$x$"]
+    for name in names: shutil.copy("adapters/a0.safetensors", f"{name}.safetensors")
+    for width in (None, "40"): # off a terminal, and on a narrow one
+        if width: monkeypatch.setenv("TTY_COMPATIBLE", "1"); monkeypatch.setenv("COLUMNS", width)
+        out = run("inspect", *here.glob("*.safetensors")).stdout
+        assert not width or max(map(len, out.splitlines())) <= 40
+        squeezed = "".join(out.split())
+        assert out.count("Ж") == 70 and (width or "Ж" * 70 in out)
+        if not width: assert "\n[bold]x[bold]\n" in run("inspect", "[bold]x[bold].safetensors").stdout # its title
+        if not width: assert all(text in squeezed for text in ("[bold]x[bold].safe", ":smile:.safe", r"\x1b[31mred.safe", "$x$.safe"))
+
+def test_same_names_are_told_apart(here):
+    for i in range(6): (here / f"d{i}").mkdir(); shutil.move(here / f"adapters/a{i}.safetensors", here / f"d{i}/lora.safetensors")
+    assert "d0/lora.safetensors, d2/lora.safetensors, d4/lora.safetensors" in run("merge", *(f"d{i}" for i in range(6)), "-o", "out", "--dry-run").stdout
+
+# ---- merge
+
+def test_merge_writes_what_the_library_computes(here):
+    shutil.copy("adapters/a0.safetensors", "half.safetensors"); Path("adapters/half.safetensors").write_bytes(Path("half.safetensors").read_bytes()[:-8])
+    result = run("merge", "adapters", "-k", 2, "-o", "deep/out", "--report", "deep/r.html")
+    expected = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 2)
+    assert result.exit_code == 0 and "skipped adapters/half.safetensors" in result.stderr and sorted(os.listdir("deep")) == ["out", "r.html"]
+    assert sorted(os.listdir("deep/out")) == ["mean_0.safetensors", "mean_1.safetensors"] and "half.safetensors: truncated" in Path("deep/r.html").read_text()
+    for i, mean in enumerate(expected.means_):
+        for m, u in lg.load(f"deep/out/mean_{i}.safetensors").items(): torch.testing.assert_close(u.dense(), mean[m].dense(), rtol=1e-5, atol=1e-6)
+
+@pytest.mark.parametrize("format, names", [("kohya", ["mean_0.safetensors", "mean_1.safetensors"]), ("peft", ["mean_0", "mean_1"])])
+def test_merge_format_and_dtype(format, names, here):
+    assert run("merge", "adapters", "-k", 2, "-o", "out", "--format", format, "--dtype", "float16", "--rank", 1).exit_code == 0
+    written = [lg.load(f"out/{name}") for name in names]
+    assert sorted(os.listdir("out")) == names and all(lora.format == format and {(u.up.dtype, u.rank) for u in lora.values()} == {(torch.float16, 1)} for lora in written)
+
+def test_dry_run_writes_nothing(here):
+    before = contents(here)
+    result = run("merge", "adapters", "-k", 2, "-o", "out", "--report", "r.html", "--dry-run")
+    assert result.exit_code == 0 and "would write out/mean_1.safetensors" in result.stdout and "would write r.html" in result.stdout and contents(here) == before and not Path("out").exists()
+
+def test_force_replaces_what_has_the_same_name_only(here):
+    Path("out").mkdir()
+    for name in ("mean_0.safetensors", "mine.txt"): Path("out", name).write_text("mine")
+    assert "--force" in run("merge", "adapters", "-k", 2, "-o", "out").stderr and Path("out/mean_0.safetensors").read_text() == "mine"
+    for _ in range(2): assert run("merge", "adapters", "-k", 2, "-o", "out", "--force").exit_code == 0
+    assert sorted(os.listdir("out")) == ["mean_0.safetensors", "mean_1.safetensors", "mine.txt"] and Path("out/mine.txt").read_text() == "mine" and lg.load("out/mean_0.safetensors")
+    for _ in range(2): assert run("merge", "adapters", "-k", 2, "-o", "folders", "--format", "peft", "--force").exit_code == 0
+    assert sorted(os.listdir("folders/mean_1")) == ["adapter_config.json", "adapter_model.safetensors"] and not list(here.glob(".*"))
+
+@pytest.mark.parametrize("line", ["merge adapters -o adapters", "merge adapters -o .", "merge adapters -o adapters/a0.safetensors", "merge adapters -o adapters/p/means", "merge adapters -o out --report adapters/a0.safetensors",
+                                  "convert adapters/a0.safetensors adapters/a0.safetensors", "convert link.safetensors adapters/a0.safetensors", "resize adapters/a0.safetensors ./adapters/../adapters/a0.safetensors --rank 1"])
+def test_no_input_is_written_over(line, here):
+    Path("link.safetensors").symlink_to("adapters/a0.safetensors")
+    lg.save(adapter(0, 0), "adapters/p", format="peft")
+    before = contents(here)
+    result = run(*line.split(), "--force")
+    assert result.exit_code == 1 and "input" in result.stderr and contents(here) == before
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("what", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_merge_leaves_what_was_there(existing, what, here, monkeypatch):
+    if existing: run("merge", "adapters", "-k", 2, "-o", "out")
+    before, save, calls = contents(here), lg.save, []
+    def second_fails(*args):
+        calls.append(args)
+        if len(calls) == 2: raise what
+        return save(*args)
+    monkeypatch.setattr(lg, "save", second_fails)
+    result = run("merge", "adapters", "-k", 2, "-o", "out", "--force", "--method", "cat")
+    assert result.exit_code == (130 if isinstance(what, KeyboardInterrupt) else 1) and len(calls) == 2 and contents(here) == before and Path("out").exists() == existing and not list(here.glob(".*"))
+
+def test_ctrl_c_is_silent(here):
+    code = "import os, signal, loragrass as lg\nsave = lg.save\nlg.save = lambda *args: (save(*args), os.kill(os.getpid(), signal.SIGINT))"
+    process = shell(code, "merge", "adapters", "-k", "2", "-o", "out")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode in (130, -signal.SIGINT) and out == "" and "Traceback" not in err and os.listdir() == ["adapters"]
+
+# ---- convert and resize
+
+def test_convert_keeps_the_update(here):
+    assert run("convert", "adapters/a0.safetensors", "k.safetensors", "--format", "kohya").stdout == "wrote k.safetensors (kohya, rank 2)\n"
+    a, b = lg.load("adapters/a0.safetensors"), lg.load("k.safetensors")
+    for m in a: torch.testing.assert_close(a[m].dense(), b[m].dense())
+    assert "--force" in run("convert", "adapters/a1.safetensors", "k.safetensors").stderr
+    assert run("convert", "adapters/a1.safetensors", "k.safetensors", "--force").exit_code == 0
+
+def test_resize_says_what_it_lost(here):
+    out = run("resize", "adapters/a0.safetensors", "small.safetensors", "--rank", 1).stdout
+    assert "rank 1" in out and f"{lg.resize(lg.load('adapters/a0.safetensors'), rank=1).rel_error:.3g}" in out
+
+# ---- files that need a decision
+
+def test_reading_options_reach_the_reader(here):
+    from safetensors.torch import load_file, save_file
+    tensors = load_file("adapters/a0.safetensors")
+    first = next(iter(tensors))
+    save_file(tensors | {first: torch.full_like(tensors[first], float("nan"))}, "bad.safetensors")
+    refused = run("inspect", "bad.safetensors")
+    assert refused.exit_code == 1 and "[E4]" in refused.stderr
+    assert len(json.loads(run("--drop-bad", "inspect", "bad.safetensors", "--json").stdout)["adapters"][0]["modules"]) == 1
+    assert run("--scale", 3, "inspect", "adapters/a0.safetensors").stdout.count(" 3 ") >= 1
+
+# ---- a process of its own
+
+def test_help_is_quick():
+    "Heavy packages are for the commands that need them"
+    code = "import sys, loragrass.cli\nprint([m for m in ('torch', 'sklearn', 'pandas', 'matplotlib', 'scipy', 'rich.console') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+def test_a_reader_that_goes_away_is_no_error(here):
+    process = shell("", "inspect", "adapters")
+    with contextlib.suppress(BrokenPipeError): process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(timeout=120) in (0, 1, 141)
+
+def test_a_terminal_gets_what_it_can_show(here):
+    shutil.copy("adapters/a0.safetensors", "Ж.safetensors")
+    process = shell("", "inspect", "Ж.safetensors", env=os.environ | {"PYTHONIOENCODING": "latin-1", "NO_COLOR": "1"}, encoding="latin-1")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and r"\u0416.safetensors" in out and "24 × 16" in out and err == ""
