@@ -307,28 +307,36 @@ def _kmeans(loras, sim, n_clusters, side="left", random_state=0):
     k = int(n_clusters) if n_clusters != "auto" else int(cluster(sim, random_state=random_state).labels.max()) + 1
     return Clusters(_first_seen(GrassmannKMeans(k, random_state=random_state).fit_predict(subspaces(loras, side))))
 
-# %% ../nbs/04_cluster_merge.ipynb #d8acdb3e
+# %% ../nbs/04_cluster_merge.ipynb #946a11ed
 class _Cores(NamedTuple):
     left: Tensor # Q_B (m, p)
     M: Tensor # (N, p, q): ΔWᵢ = left Mᵢ rightᵀ
     right: Tensor # Q_A (n, q)
+    halves: tuple = () # (N, p, k), (N, q, k), filled up with zeros: Mᵢ is the first times the second transposed
     updates: Sequence = () # as they came, for a rule that looks at raw factors
 
 def _cores(updates):
     "All updates of one module in one pair of bases, float64; an absent update is zero"
-    here = [u for u in updates if u is not None]
-    Q_B, R_B = torch.linalg.qr(torch.cat([u.scale * u.up.double() for u in here], 1))
-    Q_A, R_A = torch.linalg.qr(torch.cat([u.down.double() for u in here]).mT)
-    blocks = iter(zip(R_B.split([u.up.shape[1] for u in here], 1), R_A.split([u.up.shape[1] for u in here], 1)))
-    zero = R_B.new_zeros(R_B.shape[0], R_A.shape[0])
-    return _Cores(Q_B, torch.stack([zero if u is None else (lambda b, a: b @ a.mT)(*next(blocks)) for u in updates]), Q_A, updates)
+    here = {i: u.up.shape[1] for i, u in enumerate(updates) if u is not None}
+    Q_B, R_B = torch.linalg.qr(torch.cat([updates[i].scale * updates[i].up.double() for i in here], 1))
+    Q_A, R_A = torch.linalg.qr(torch.cat([updates[i].down.double() for i in here]).mT)
+    B, A = (R.new_zeros(len(updates), len(R), max(here.values())) for R in (R_B, R_A))
+    for X, R in ((B, R_B), (A, R_A)):
+        for (i, r), block in zip(here.items(), R.split(list(here.values()), 1)): X[i, :, :r] = block
+    return _Cores(Q_B, B @ A.mT, Q_A, (B, A), updates)
 
-# %% ../nbs/04_cluster_merge.ipynb #7813b5eb
+def _svds(cores):
+    "The cores' singular triples (N, p, k), (N, k), (N, k, q), k the largest rank, at the price of small matrices"
+    (Q, R), (P, T) = (torch.linalg.qr(X) for X in cores.halves)
+    U, S, Vh = torch.linalg.svd(R @ T.mT, full_matrices=False)
+    return Q @ U, S, Vh @ P.mT
+
+# %% ../nbs/04_cluster_merge.ipynb #d235e320
 def _sum(cores, weights, rank): return torch.einsum("i,ipq->pq", weights, cores.M)
 
 def _subspace_mean(mean):
     def rule(cores, weights, rank):
-        U, S, Vh = torch.linalg.svd(cores.M, full_matrices=False)
+        U, S, Vh = _svds(cores)
         if (weights < 0).any(): raise ValueError("means of subspaces need weights ≥ 0; for negative weights take method 'svd' or 'cat'")
         keep = [int((s > 1e-5 * s[0]).sum()) if s[0] > 0 else 0 for s in S]
         sides = []
@@ -387,15 +395,12 @@ def _by_cores(updates, weights, rule, rank):
     P, Q = torch.linalg.qr(L).Q, torch.linalg.qr(R.mT).Q
     return _Part(up, down, (L @ R - exact).square().sum() + outside, exact.square().sum(), (P.mT @ cores.M @ Q).square().sum((1, 2)), cores.M.square().sum((1, 2)))
 
-# %% ../nbs/04_cluster_merge.ipynb #7b9161ed
+# %% ../nbs/04_cluster_merge.ipynb #a68a50d9
 def _by_gram(updates, weights, rank, tol=1e-10):
     "The best rank-r approximation of the weighted sum; `None` where the stacked B's are too ill-conditioned for it"
-    here = [i for i, u in enumerate(updates) if u is not None]
-    up, down = torch.cat([updates[i].up for i in here], 1).double(), torch.cat([updates[i].down for i in here]).double()
-    ranks = torch.tensor([updates[i].up.shape[1] for i in here])
-    scales = up.new_zeros(len(updates), len(ranks)) # (N, present), then (N, K): which column is whose, times its scale
-    scales[here, range(len(here))] = up.new_tensor([updates[i].scale for i in here])
-    scales = scales.repeat_interleave(ranks.to(up.device), 1)
+    here = [u for u in updates if u is not None]
+    up, down = torch.cat([u.up for u in here], 1).double(), torch.cat([u.down for u in here]).double()
+    scales = torch.block_diag(*[up.new_zeros(1, 0) if u is None else up.new_full((1, u.up.shape[1]), u.scale) for u in updates]) # (N, K): whose column, times its scale
     G, H = up.mT @ up, down @ down.mT
     b = G.diagonal().sqrt()
     L, failed = torch.linalg.cholesky_ex(G / (b * b[:, None]))
@@ -407,7 +412,7 @@ def _by_gram(updates, weights, rank, tol=1e-10):
     Q = up @ (torch.linalg.solve_triangular(L.mT, U, upper=True) / b[:, None])
     if (Q.mT @ Q - torch.eye(r, dtype=Q.dtype, device=Q.device)).abs().max() > tol: return None
     inner = lambda X: (scales @ X * scales).sum(1) # sums over each member's block
-    Y, Z = U.mT @ L.mT * b, H @ T.mT @ U / s # QᵀB, and A times the right singular vectors
+    Y, Z = U.mT @ L.mT * b, H @ (T.mT @ U) / s # QᵀB, and A times the right singular vectors
     exact = S2.clamp_min(0).sum()
     return _Part(Q * s.sqrt(), U.mT @ T @ down / s.sqrt()[:, None], (exact - s.square().sum()).clamp_min(0), exact, inner((Y.mT @ Y) * (Z @ Z.mT)), inner(G * H))
 

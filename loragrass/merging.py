@@ -7,7 +7,7 @@ Docs: https://loragrass.github.io/loragrass/merging.html.md"""
 # %% auto #0
 __all__ = ['RULES', 'Rule', 'merge']
 
-# %% ../nbs/04a_merging.ipynb #e4691c31
+# %% ../nbs/04a_merging.ipynb #b7cb0003
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from sklearn.cluster import KMeans
 
-from .cluster_merge import MEANS, Merged, _combine, _Cores, _sum
+from .cluster_merge import MEANS, Merged, _combine, _Cores, _sum, _svds
 from .lora_io import LoRA
 
 # %% ../nbs/04a_merging.ipynb #64bd69d2
@@ -55,7 +55,7 @@ def merge(
     if RULES[method].raw: merged.notes.append(f"{method} looks at raw factors: other factors of the same updates give another result")
     return merged
 
-# %% ../nbs/04a_merging.ipynb #31d7c25a
+# %% ../nbs/04a_merging.ipynb #0e3e4dd6
 def _positive(weights):
     if (weights < 0).any(): raise ValueError(f"weights {[round(w, 3) for w in weights.tolist()]}: this rule is of points and needs weights ≥ 0; for negative ones take 'svd', 'cat', 'ties', 'tsv' or 'iso'")
     return weights
@@ -68,7 +68,7 @@ def _fitted(U, V, M): return U @ (U.mT @ M @ V) @ V.mT # the least-squares core 
 
 def _spectral(power):
     def rule(cores, weights, rank):
-        U, S, Vh = torch.linalg.svd(cores.M, full_matrices=False)
+        U, S, Vh = _svds(cores)
         D = (_positive(weights)[:, None] * S ** power).sqrt()[:, None]
         return _fitted(_leading(U * D, rank), _leading(Vh.mT * D, rank), _sum(cores, weights, rank))
     return rule
@@ -91,9 +91,9 @@ RULES |= {
     "tucker": Rule(_hooi, "De Lathauwer, De Moor & Vandewalle 2000: HOOI"),
 }
 
-# %% ../nbs/04a_merging.ipynb #917df6f1
+# %% ../nbs/04a_merging.ipynb #d8efa1d0
 def _procrustes(cores, weights, rank, tol=1e-12, max_iter=500):
-    U, S, Vh = torch.linalg.svd(cores.M, full_matrices=False)
+    U, S, Vh = _svds(cores)
     k = max(1, int((S > 1e-5 * S.amax(1, keepdim=True)).sum(1).max()))
     Z = (torch.cat([U, Vh.mT], 1) * S.sqrt()[:, None])[..., :k]
     w, p = (_positive(weights) / weights.sum())[:, None, None], cores.M.shape[1]
@@ -135,7 +135,7 @@ RULES |= {
     "median": Rule(_median, "Weiszfeld 1937; Pillutla, Kakade & Harchaoui 2022"),
 }
 
-# %% ../nbs/04a_merging.ipynb #9e412dee
+# %% ../nbs/04a_merging.ipynb #d005a501
 def _coordinates(cores, coordinates):
     "(left basis (m, p), entries (N, p, ·), right basis or None for the columns as they are)"
     if coordinates == "left":
@@ -143,7 +143,7 @@ def _coordinates(cores, coordinates):
         E = E[:, S > 1e-5 * S[0]]
         return cores.left @ E, (E.mT @ cores.M) @ cores.right.mT, None
     if coordinates != "core": raise ValueError(f"coordinates {coordinates!r}: expected 'left' (KnOTS) or 'core' (Core-TIES)")
-    U, S, Vh = torch.linalg.svd(cores.M, full_matrices=False)
+    U, S, Vh = _svds(cores)
     E, F = (_leading(X * S.sqrt()[:, None], None) for X in (U, Vh.mT))
     return cores.left @ E, E.mT @ cores.M @ F, cores.right @ F
 
@@ -190,7 +190,7 @@ RULES |= {
     "dare_ties": Rule(_dare_ties, "Yu et al. 2024, then signs and means of Yadav et al. 2023"),
 }
 
-# %% ../nbs/04a_merging.ipynb #777fe04c
+# %% ../nbs/04a_merging.ipynb #7aecad9e
 def _polar(X):
     "The nearest partial isometry; columns of zeros stay zero"
     P, s, Qh = torch.linalg.svd(X, full_matrices=False)
@@ -203,7 +203,7 @@ def _flat(M, rank, count=None):
     return (S[:r].mean() if count is None else S.sum() / count) * U[:, :r] @ Vh[:r] if r else torch.zeros_like(M)
 
 def _tsv(cores, weights, rank):
-    U, S, Vh = torch.linalg.svd(cores.M, full_matrices=False)
+    U, S, Vh = _svds(cores)
     k = -(-rank // len(weights))
     U, S, V = U[..., :k], S[:, :k] * (S[:, :k] > 1e-5 * S[:, :1]), Vh.mT[..., :k]
     stacked = [(X * (S > 0)[:, None]).movedim(0, 1).flatten(1) for X in (U, V)]
