@@ -13,6 +13,9 @@ from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean
 from .merging import merge as merge
 from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency
 from .features import Information as Information, Norms as Norms, Flat as Flat
+from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora, merge as merge
+from .selection import kernel_penalty as kernel_penalty, layer_means as layer_means, representatives as representatives, search_combinations as search_combinations
+from .features import Spectral as Spectral, Stats as Stats
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
 from .report import html_report as html_report, score_groups as score_groups, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
