@@ -1,0 +1,37 @@
+"What is no lesson about the index: folders, missing modules, mixed ranks, refusals"
+import pytest
+import torch
+from loragrass.cluster_merge import similarity
+from loragrass.lora_io import LoRA, LoRAUpdate
+from loragrass.plucker import orthonormalize
+from loragrass.scale import SubspaceIndex
+
+def adapter(seed, modules=("a", "b"), r=2, n=9):
+    g = torch.Generator().manual_seed(seed)
+    return LoRA({m: LoRAUpdate(torch.randn(n, r, generator=g), torch.randn(r, 7, generator=g), 0.5, (n, 7)) for m in modules}, name=f"a{seed}")
+
+MIXED = [adapter(0), adapter(1, ("a",)), adapter(2, ("b",), 3), adapter(3, r=1), adapter(4, ("b", "a"), 4)]
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("block", [1, 2, 9])
+def test_is_similarity(side, weighted, block):
+    found = SubspaceIndex(side=side, weighted=weighted, block=block).add(MIXED).nearest(MIXED, 5)
+    torch.testing.assert_close(torch.zeros(5, 5).scatter(1, found.index, found.similarity), similarity(MIXED, side=side, weighted=weighted).joint.float(), rtol=1e-4, atol=1e-5)
+
+def test_a_block_without_its_list_is_not_there(tmp_path):
+    SubspaceIndex(tmp_path).add(MIXED[:2])
+    (tmp_path / "00001.safetensors").write_bytes(b"cut off")
+    index = SubspaceIndex(tmp_path)
+    assert len(index) == 2 and len(index.add(MIXED[2:])) == 5 and index.nearest(MIXED[4:], 1).index.item() == 4
+
+def test_folder_is_memory(tmp_path):
+    X = orthonormalize(torch.randn(60, 12, 2, generator=torch.Generator().manual_seed(0)))
+    a, b = (SubspaceIndex(path, block=7).add(X) for path in (None, tmp_path))
+    assert torch.equal(a.nearest(X, 3).index, b.nearest(X, 3).index) and (a.cluster(3).labels == b.cluster(3).labels).all()
+
+def test_refuses():
+    with pytest.raises(ValueError, match="empty"): SubspaceIndex().nearest(MIXED)
+    with pytest.raises(ValueError, match="different base models"): SubspaceIndex().add(MIXED).nearest([adapter(9, n=5)])
+    with pytest.raises(ValueError, match="n_clusters=9"): SubspaceIndex().add(MIXED).cluster(9)
+    with pytest.raises(ValueError, match="2 names for 5"): SubspaceIndex().add(MIXED, ["x", "y"])
