@@ -15,6 +15,8 @@ from .features import Spectral as Spectral, Stats as Stats, Distribution as Dist
 from .features import Information as Information, Norms as Norms, Flat as Flat
 from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora, merge as merge
 from .selection import kernel_penalty as kernel_penalty, layer_means as layer_means, representatives as representatives, search_combinations as search_combinations
+from .scale import SubspaceIndex as SubspaceIndex
+from .kernel_kmeans import KernelKMeans as KernelKMeans
 from .features import Spectral as Spectral, Stats as Stats
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
