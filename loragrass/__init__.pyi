@@ -4,6 +4,7 @@ from .kernels import distance as distance, pairwise_distances as pairwise_distan
 from .kernels import kernel_health as kernel_health, KernelDegenerateWarning as KernelDegenerateWarning
 from .karcher import Grassmann as Grassmann, GrassmannExact as GrassmannExact, KarcherMean as KarcherMean, NonUniqueMeanWarning as NonUniqueMeanWarning
 from .karcher import chordal_mean as chordal_mean, geodesic as geodesic, karcher_mean as karcher_mean
+from .means import flag_mean as flag_mean, karcher_median as karcher_median, principal_geodesics as principal_geodesics, streaming_mean as streaming_mean
 from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatError as LoRAFormatError, LoRAUpdate as LoRAUpdate
 from .formats import load as load, load_all as load_all, load_lora_dataset as load_lora_dataset
 from .writers import resize as resize, save as save
@@ -11,25 +12,16 @@ from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
 from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge
 from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora
 from .merging import merge as merge
+from .kernel_kmeans import KernelKMeans as KernelKMeans
+from .selection import kernel_penalty as kernel_penalty, layer_means as layer_means, representatives as representatives
+from .selection import search_combinations as search_combinations
+from .scale import SubspaceIndex as SubspaceIndex
 from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency
 from .features import Information as Information, Norms as Norms, Flat as Flat
-from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora, merge as merge
-from .selection import kernel_penalty as kernel_penalty, layer_means as layer_means, representatives as representatives, search_combinations as search_combinations
-from .scale import SubspaceIndex as SubspaceIndex
-from .kernel_kmeans import KernelKMeans as KernelKMeans
-from .features import Spectral as Spectral, Stats as Stats
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
 from .report import html_report as html_report, score_groups as score_groups, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
 from .report import plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
 from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles
-from .plucker import orthonormalize as orthonormalize, principal_angles as principal_angles
-from .plucker import plucker_basis as plucker_basis, plucker_embedding as plucker_embedding
-from .plucker import plucker_inner_product as plucker_inner_product, plucker_relations as plucker_relations
-from .kernels import distance as distance, pairwise_distances as pairwise_distances, GrassmannKernel as GrassmannKernel
-from .kernels import gram as gram, kernel_health as kernel_health, KernelDegenerateWarning as KernelDegenerateWarning
 from .det_kernels import polynomial_kernel as polynomial_kernel, rbf_kernel as rbf_kernel, laplace_kernel as laplace_kernel
 from .det_kernels import binomial_kernel as binomial_kernel, logarithm_kernel as logarithm_kernel, bc_distance as bc_distance
-from .karcher import Grassmann as Grassmann, GrassmannExact as GrassmannExact, KarcherMean as KarcherMean, NonUniqueMeanWarning as NonUniqueMeanWarning
-from .karcher import chordal_mean as chordal_mean, geodesic as geodesic, karcher_mean as karcher_mean
-from .means import flag_mean as flag_mean, karcher_median as karcher_median, principal_geodesics as principal_geodesics, streaming_mean as streaming_mean
