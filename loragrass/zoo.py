@@ -11,6 +11,7 @@ __all__ = ['SPLITS', 'TASKS', 'SHIPPED', 'digits', 'ResidualMLP', 'Zoo', 'load_z
 import json, math, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -28,14 +29,19 @@ from .lora_io import LoRA, LoRACollection
 # %% ../nbs/03e_zoo.ipynb #3e5884ce
 SPLITS = {"pretrain": slice(0, 600), "tune": slice(600, 1200), "val": slice(1200, 1397), "test": slice(1397, None)}
 
+@cache
+def _digits():
+    from sklearn.datasets import load_digits
+    x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
+    return x.reshape(-1, 8, 8).float() / 16, y
+
 def digits(
     split:str, # "pretrain", "tune", "val" or "test"
 )->tuple[Tensor, Tensor]: # images (N, 8, 8) in [0, 1], labels (N,)
     "scikit-learn's handwritten digits, in four disjoint parts"
-    from sklearn.datasets import load_digits
-    x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
+    x, y = _digits()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[SPLITS[split]]
-    return x[order].reshape(-1, 8, 8).float() / 16, y[order]
+    return x[order], y[order]
 
 # %% ../nbs/03e_zoo.ipynb #2e1574b0
 def _permutation(n, seed): return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
