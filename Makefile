@@ -13,7 +13,7 @@ METADATA := settings.ini setup.py pyproject.toml constraints.txt
 
 setup: $(VENV)/.dev
 
-$(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(METADATA)
+$(VENV)/.dev $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(METADATA)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "loragrass needs Python 3.11 or newer; name one: make $@ PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "this Python cannot make virtual environments: install its venv package (Debian: python3-venv)"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
@@ -35,10 +35,12 @@ outputs: setup
 docs: $(VENV)/.docs
 	@$(BIN)/python docs/build.py && $(BIN)/python docs/check.py
 
-$(VENV)/.docs: | $(VENV)/.dev
+$(VENV)/.docs $(VENV)/.bench: | $(VENV)/.dev
 
-bench: setup
-	@mkdir -p _bench && for b in bench/[!c]*.py; do echo "$$b" && $(BIN)/python "$$b" | tee "_bench/$$(basename "$$b" .py).md"; done
+bench: $(VENV)/.bench
+	@mkdir -p _bench && for b in $(filter-out bench/common.py,$(wildcard bench/*.py)); do echo "$$b" && $(BIN)/python "$$b" > "_bench/$$(basename "$$b" .py).md" || exit 1; done
+	@{ printf '# Results\n\nWhat `make bench` printed last. Read the ratios: seconds are of one machine on one day.\n'; \
+	  for f in _bench/*.md; do printf '\n## `bench/%s.py`\n\n' "$$(basename "$$f" .md)"; cat "$$f"; done; } > bench/RESULTS.md
 
 lab: setup
 	$(BIN)/jupyter lab nbs
