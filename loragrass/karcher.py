@@ -8,10 +8,11 @@ Docs: https://loragrass.github.io/loragrass/karcher.html.md"""
 __all__ = ['METHODS', 'Grassmann', 'GrassmannExact', 'geodesic', 'chordal_mean', 'NonUniqueMeanWarning', 'KarcherMean',
            'karcher_mean']
 
-# %% ../nbs/02_karcher.ipynb #4cd5a824
+# %% ../nbs/02_karcher.ipynb #f65034a3
 import math, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -293,7 +294,7 @@ def chordal_mean(
     points, k, batch = _points(X, weights, k)
     return _leading(points, k)[0].reshape(*batch, -1, k)
 
-# %% ../nbs/02_karcher.ipynb #28c2dc49
+# %% ../nbs/02_karcher.ipynb #3028afff
 def _dot(u, v): return (u * v).sum((-2, -1), keepdim=True)
 
 def _two_loop(g:Tensor, pairs:list)->Tensor: # [(s, z, 1/⟨s, z⟩), …]
@@ -306,37 +307,49 @@ def _two_loop(g:Tensor, pairs:list)->Tensor: # [(s, z, 1/⟨s, z⟩), …]
     for (s, z, rho), alpha in zip(pairs, alphas): g = g + (alpha - rho * _dot(z, g)) * s
     return g
 
-def _descend(x:Tensor, points:tuple, tol:float, max_iter:int, evaluate:Callable=_evaluate, memory:int=8)->list[Tensor]:
+# %% ../nbs/02_karcher.ipynb #eda1c5f3
+class _Place(NamedTuple):
+    "Where the descents of a batch are: x spans base + Z, g and G are the negative gradients at x and in the chart; each (B, ...)"
+    x:Tensor; cost:Tensor; g:Tensor; base:Tensor; Z:Tensor; G:Tensor
+
+def _step(at:_Place, pairs:list, points:tuple, evaluate:Callable, memory:int=8)->tuple[_Place, list]:
+    "One step of L-BFGS in the chart, or along the gradient, to a new base, where that does not lower the cost"
+    step = _two_loop(at.G, pairs)
+    Z = at.Z + step
+    W = at.base + Z
+    R = _of_gram(W.mT @ W, _RSQRT)[0]
+    x = W @ R
+    cost, g = evaluate(x, *points)
+    worse = ~(cost <= at.cost + 8 * torch.finfo(x.dtype).eps * (1 + at.cost))[:, None, None]
+    if worse.any():
+        x = torch.where(worse, _exp(at.x, at.g), x)
+        cost, g = evaluate(x, *points)
+    rebase = worse | (_dot(Z, Z) > 1)
+    base, Z, R = torch.where(rebase, x, at.base), torch.where(rebase, 0., Z), torch.where(rebase, torch.eye(R.shape[-1]).to(R), R)
+    G = _horizontal(base, g @ R)
+    z = at.G - G
+    rho = torch.where(_dot(step, z) > 1e-8 * _dot(step, step), 1 / _dot(step, z), 0.)
+    pairs = [(s, t, torch.where(rebase, 0., r)) for s, t, r in pairs[1 - memory:] + [(step, z, rho)]]
+    return _Place(x, cost, g, base, Z, G), pairs
+
+# %% ../nbs/02_karcher.ipynb #0c0848bc
+def _descend(x:Tensor, points:tuple, tol:float, max_iter:int, evaluate:Callable=_evaluate)->list[Tensor]:
     "Minimise the cost from x (B, n, k) → x, cost, norm of the gradient, iterations; each (B, ...)"
     cost, g = evaluate(x, *points)
-    pairs:list = []
-    base, Z, S, G = x, torch.zeros_like(x), torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), g
-    live, out = torch.arange(len(x), device=x.device), [x.clone(), cost.clone(), g.norm(dim=(-2, -1)), torch.zeros(len(x), dtype=torch.int64, device=x.device)]
+    at, pairs = _Place(x, cost, g, x, torch.zeros_like(x), g), []
+    live, out = torch.arange(len(x), device=x.device), [x.clone(), cost.clone(), _norm(g), torch.zeros(len(x), dtype=torch.int64, device=x.device)]
     for n_iter in range(max_iter + 1):
+        todo = out[2][live] > tol # what is done keeps its result
+        for o, new in zip(out, (at.x, at.cost, _norm(at.g), torch.full_like(live, n_iter))): o[live[todo]] = new[todo]
         todo = out[2][live] > tol
-        for o, new in zip(out, (x, cost, g.norm(dim=(-2, -1)), torch.full_like(live, n_iter))): o[live[todo]] = new[todo]
-        todo = out[2][live] > tol
-        if n_iter == max_iter or not todo.any(): return out
+        if n_iter == max_iter or not todo.any(): break
         if 2 * todo.sum() <= len(todo):
-            live, x, cost, g, base, Z, G = (t[todo] for t in (live, x, cost, g, base, Z, G))
-            pairs, points = [tuple(t[todo] for t in pair) for pair in pairs], (points[0][todo], points[1], points[2][todo])
-        step = _two_loop(G, pairs)
-        Z = Z + step
-        W = base + Z
-        R, = _of_gram(W.mT @ W, _RSQRT)
-        y = W @ R
-        new_cost, new_g = evaluate(y, *points)
-        worse = ~(new_cost <= cost + 8 * torch.finfo(x.dtype).eps * (1 + cost))[:, None, None]
-        if worse.any():
-            y = torch.where(worse, _exp(x, g), y)
-            new_cost, new_g = evaluate(y, *points)
-        rebase = worse | (_dot(Z, Z) > 1)
-        base, Z, R = torch.where(rebase, y, base), torch.where(rebase, 0., Z), torch.where(rebase, S, R)
-        new_G = _horizontal(base, new_g @ R)
-        z = G - new_G
-        rho = torch.where(_dot(step, z) > 1e-8 * _dot(step, step), 1 / _dot(step, z), 0.)
-        pairs = [(s, t, torch.where(rebase, 0., r)) for s, t, r in pairs[1 - memory:] + [(step, z, rho)]]
-        x, cost, g, G = y, new_cost, new_g, new_G
+            live, at, points = live[todo], _Place(*(t[todo] for t in at)), (points[0][todo], points[1], points[2][todo])
+            pairs = [tuple(t[todo] for t in pair) for pair in pairs]
+        at, pairs = _step(at, pairs, points, evaluate)
+    return out
+
+def _norm(g): return g.norm(dim=(-2, -1))
 
 # %% ../nbs/02_karcher.ipynb #551b42cb
 class NonUniqueMeanWarning(UserWarning):
