@@ -1,7 +1,8 @@
 "What every benchmark here shares: interleaved medians, ratios, peak memory, and the line that says on what they were measured"
-import importlib.metadata as md, platform, statistics, threading, time
+import importlib, importlib.metadata as md, platform, statistics, sys, threading, time, types
 
 import torch
+from threadpoolctl import threadpool_limits
 
 def medians(
     fns:dict, # name → callable without arguments; the first is ours
@@ -35,10 +36,25 @@ def table(title:str, rows:list): # rows: dicts with the same keys
 
 def machine(*packages):
     "Print what the figures were measured on"
-    torch.set_num_threads(1)
+    torch.set_num_threads(1); threadpool_limits(1)
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine())
     versions = ", ".join(f"{p} {md.version(p)}" for p in ("torch", "numpy", "scipy", *packages) if _installed(p))
     print(f"{cpu}, one thread; Python {platform.python_version()}, {versions}")
+
+def gemm_peak(dtype, sizes=(1024, 2048), repeats=3)->float: # GFLOP/s
+    "What a plain matrix product reaches here and now, the best of several"
+    def rate(n):
+        A = torch.randn(n, n, dtype=dtype)
+        start = time.process_time(); A @ A
+        return 2e-9 * n ** 3 / (time.process_time() - start)
+    return max(rate(n) for n in sizes for _ in range(repeats))
+
+def peer(module:str):
+    "A peer's module, or None after a line that says why it does not come"
+    stub = types.SimpleNamespace(get_distribution=lambda name: types.SimpleNamespace(version=md.version(name)), DistributionNotFound=md.PackageNotFoundError)
+    sys.modules.setdefault("pkg_resources", stub) # UQpy 4.2 asks it for its own version; new setuptools have none
+    try: return importlib.import_module(module)
+    except Exception as error: print(f"\n{module} is left out, it does not import: {str(error).split(' (')[0]}")
 
 def _installed(package):
     try: return bool(md.version(package))

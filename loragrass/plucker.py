@@ -26,7 +26,7 @@ def _real(A, name:str="A")->Tensor: # (..., n, k) float32 or float64
     if A.dtype in (torch.float32, torch.float64): return A
     return A.to(torch.float32 if A.is_floating_point() else torch.float64)
 
-# %% ../nbs/00_plucker.ipynb #dc5a44fa
+# %% ../nbs/00_plucker.ipynb #c8f519fa
 def orthonormalize(
     A, # (..., n, k) columns that span the subspace; tensor or array
     rank:int|None=None, # keep this many leading left singular vectors; None: all k columns, which must be independent
@@ -35,7 +35,9 @@ def orthonormalize(
     "An orthonormal basis of the column span: QR with positive diagonal, or the SVD where `rank` is given"
     A = _real(A)
     n, k = A.shape[-2:]
-    if (bad := ~A.isfinite()).any(): raise ValueError(f"A{_first(bad)} is NaN or infinite ({int(bad.sum())} such entries); a subspace needs finite columns")
+    if A.detach().mul(0).sum() != 0: # NaN or infinite
+        bad = ~A.isfinite()
+        raise ValueError(f"A{_first(bad)} is NaN or infinite ({int(bad.sum())} such entries); a subspace needs finite columns")
     rtol = 10 * k * torch.finfo(A.dtype).eps if rtol is None else rtol
     if rank is not None:
         if not 0 < rank <= min(n, k): raise ValueError(f"rank={rank} of a {n} × {k} matrix; expected 1 … {min(n, k)}")
@@ -43,9 +45,9 @@ def orthonormalize(
         _check_rank(S.detach(), rank, rtol)
         return U[..., :rank]
     if k > n: raise ValueError(f"{k} columns in ℝ^{n} are dependent; transpose A if its rows were meant, or pass rank= to keep the leading directions")
-    scale = A.detach().abs().amax(-2, keepdim=True)
-    Q, R = torch.linalg.qr(A / torch.where(scale > 0, scale, 1))
-    _check_rank(torch.linalg.svdvals(R.detach()), k, rtol)
+    Q, R = torch.linalg.qr(A)
+    scale = R.detach().abs().amax(-2, keepdim=True)
+    _check_rank(torch.linalg.svdvals(R.detach() / torch.where(scale > 0, scale, 1)), k, rtol)
     return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)[..., None, :]
 
 # %% ../nbs/00_plucker.ipynb #6d857e69
