@@ -55,13 +55,14 @@ def _all_pairs(X, Y, block:Callable)->Tensor: # groups; Y None: X with itself; b
             if Y is None and b > a: K[j[:, None], i] = D.T
     return K
 
-# %% ../nbs/01_kernels.ipynb #08c2522b
+# %% ../nbs/01_kernels.ipynb #79c01a7d
 def _tiles(X, Y, reduce:Callable, exact:Callable|None=None)->Tensor: # (N, M)
     "reduce: products (b, c, k, l) → (b, c), for all pairs; exact: angles (..., min(k, l)) → (...), where that left NaN"
     (N, n, k), (M, _, l) = X.shape, (X if Y is None else Y).shape
     rows = X.mT.reshape(N * k, n)
     cols = rows if Y is None else Y.mT.reshape(M * l, n)
     K, b = X.new_zeros(N, M), max(1, math.isqrt((1 << 26 if X.is_cuda else 1 << 20) // (k * l)))
+    if Y is None: b = min(b, max(1, N // 4, 128 // k)) # a few tiles at least, so that there is a half to leave out
     for i in range(0, N, b):
         for j in range(i if Y is None else 0, M, b):
             G = rows[i*k:(i+b)*k] @ cols[j*l:(j+b)*l].T
@@ -80,13 +81,13 @@ def _redo(K, X, Y, exact):
         if Y is None: K[q, p] = D
     return K
 
-# %% ../nbs/01_kernels.ipynb #d5aa62f1
+# %% ../nbs/01_kernels.ipynb #9ce96c1c
 def _overlap(X, Y=None)->Tensor: # (N, M), in [0, min(k, l)]
     "‖XᵀY‖²_F for all pairs, by products of bases or of projectors, whichever is cheaper"
     (N, n, k), (M, _, l) = X.shape, (X if Y is None else Y).shape
     pairs, making = N * M / (2 if Y is None else 1), (N * k + (0 if Y is None else M * l)) * n * n / 2
     if pairs * k * l * n > 2 * (pairs * n * n / 2 + making): return _projector_gram(X, Y)
-    return _tiles(X, Y, lambda M: M.square().sum((-2, -1)))
+    return _tiles(X, Y, lambda M: M.square().sum(-2).sum(-1))
 
 def _projector_gram(X, Y=None):
     N, n, M = len(X), X.shape[1], len(X if Y is None else Y)
@@ -242,7 +243,7 @@ def _common(kernel, X, Y, weighted=False, warn=True)->int: # the largest dimensi
                       "take embedding='projection' or 'det_regularized', or log_similarity()", KernelDegenerateWarning, stacklevel=4)
     return dims[-1]
 
-# %% ../nbs/01_kernels.ipynb #53ca148a
+# %% ../nbs/01_kernels.ipynb #86747185
 def _similarity(kernel, X, Y, k_max)->Tensor: # (N, M), one stack each
     "t for all pairs"
     if kernel.embedding == "projection": return _overlap(X, Y)
@@ -254,7 +255,8 @@ def _log_t(kernel, X, Y, k_max):
     if kernel.embedding == "projection": return (_overlap(X, Y) / (k * l) ** .5).log()
     if kernel.embedding == "plucker": return _tiles(X, Y, lambda M: (1 if kernel.abs_det else 2) * torch.linalg.slogdet(M.double())[1])
     def log_det(M): # I + τ M Mᵀ is symmetric and at least I
-        G = torch.eye(k, dtype=torch.float64, device=M.device) + tau * (M.double() @ M.double().mT)
+        M = M.double().contiguous() # products of small matrices are slow on strided ones
+        G = torch.eye(k, dtype=torch.float64, device=M.device) + tau * (M @ M.mT)
         return 2 * torch.linalg.cholesky(G).diagonal(dim1=-2, dim2=-1).log().sum(-1) - (k + l) / 2 * math.log1p(tau)
     return _tiles(X, Y, log_det)
 
