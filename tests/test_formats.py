@@ -348,19 +348,82 @@ def test_lora_is_picklable_and_lazy(tmp_path):
     data = pickle.dumps(lora)
     assert len(data) < 10_000 and torch.equal(pickle.loads(data)[NAME].up, lora[NAME].up)
 
-# data sets
+# data sets of the hub: one adapter a row
+
+SIZES = {f"unet.{block}.attentions.{j}.transformer_blocks.0.{a}.{p}": (m, 768 if (a, p) == ("attn2", "to_v") else m)
+    for block, m, js in (*((f"down_blocks.{i}", (320, 640, 1280)[i], 2) for i in range(3)), ("mid_block", 1280, 1), *((f"up_blocks.{i}", (1280, 1280, 640, 320)[i], 3) for i in (1, 2, 3)))
+    for j in range(js) for a in ("attn1", "attn2") for p in ("to_q", "to_v")} # the 64 modules of lora-ws-1k
+LABELS = {"category_label": "cat", "folder": "f/1", "leaf_id": 3, "num_images": 7, "rank": 1, "step_loss": [[0.1, 0.2]]}
+
+def rows_of_adapters(n, rank=1):
+    "Module → (up, down), as drawn and as the cells of a row"
+    g = torch.Generator().manual_seed(0)
+    return [{m: (torch.randn(s[0], rank, generator=g), torch.randn(rank, s[1], generator=g)) for m, s in SIZES.items()} for _ in range(n)]
+
+def table(rows, flat=False, **broken):
+    "An Arrow table of the schema; broken: column → row → cell"
+    pa = pytest.importorskip("pyarrow")
+    columns = {f"{m}.lora.{x}.weight": [(row[m][j].double().flatten() if flat else row[m][j]).tolist() for row in rows] for m in SIZES for j, x in ((1, "down"), (0, "up"))}
+    for i, change in broken.items():
+        for key, cell in change.items(): columns[key][int(i[1:])] = cell
+    return pa.table(columns | {k: [v] * len(rows) for k, v in LABELS.items()})
+
+def put(table, path):
+    "As the hub has it, as an Arrow stream, or as `save_to_disk` writes it"
+    import pyarrow as pa, pyarrow.parquet as pq
+    if path.suffix == ".parquet": pq.write_table(table, path, row_group_size=2)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_stream(str(path), table.schema) as f: f.write_table(table)
+    else: pytest.importorskip("datasets").Dataset(table).save_to_disk(path)
+    return path
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_rows_of_a_data_set(tmp_path, flat):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+@pytest.mark.parametrize("file", ["a.parquet", "a.arrow", "saved"])
+def test_rows_of_a_data_set(tmp_path, file, flat):
     pytest.importorskip("datasets")
-    sizes = {f"unet.down_blocks.{i}.attentions.0.transformer_blocks.0.{a}.{p}": (320 * 2**i,
-        768 if (a, p) == ("attn2", "to_v") else 320 * 2**i) for i in range(2) for a in ("attn1", "attn2") for p in ("to_q", "to_v")}
-    rows = [{m: (torch.randn(s[0], 1), torch.randn(1, s[1])) for m, s in sizes.items()} for _ in range(5)]
-    cell = (lambda t: t.flatten().tolist()) if flat else (lambda t: t.tolist())
-    columns = {f"{m}.lora.{x}.weight": [cell(row[m][j]) for row in rows] for m in sizes for j, x in enumerate(("up", "down"))}
-    pq.write_table(pa.table(columns | {"category_label": list("abcde")}), tmp_path/"a.parquet")
-    for i, lora in enumerate(lg.load_lora_dataset(tmp_path/"a.parquet", batch_size=2)):
-        assert lora.metadata["category_label"] == "abcde"[i]
-        for m, (up, down) in rows[i].items(): torch.testing.assert_close(lora[m].dense(), up @ down)
-    assert len(lg.load_lora_dataset(tmp_path/"a.parquet", streaming=False)) == 5
+    rows = rows_of_adapters(3, rank=1 + 3 * flat)
+    path = put(table(rows, flat), tmp_path/file)
+    stream = lg.load_lora_dataset(path, batch_size=2)
+    for row, lora in zip(rows, stream, strict=True):
+        assert set(lora) == set(SIZES) and lora.arch == "sd15" and lora.metadata["category_label"] == "cat" and lora.metadata["step_loss"] == "[[0.1, 0.2]]"
+        for m, (up, down) in row.items(): assert torch.equal(lora[m].up, up) and torch.equal(lora[m].down, down) and lora[m].scale == 1
+    loras = lg.load_lora_dataset(path, streaming=False)
+    assert len(loras) == 3 and len(loras.modules) == 64 and not stream.skipped and not loras.skipped
+
+def test_a_data_set_of_several_files_streams_no_further_than_asked(tmp_path):
+    pytest.importorskip("datasets")
+    for i in range(2): put(table(rows_of_adapters(2)), tmp_path/f"{i}.parquet")
+    stream = lg.load_lora_dataset(tmp_path, batch_size=1)
+    next(stream)
+    (tmp_path/"1.parquet").write_bytes(b"") # not opened yet
+    assert next(stream)["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"].rank == 1
+
+KEY, LAST = (f"{list(SIZES)[i]}.lora.%s.weight" for i in (0, -1))
+BROKEN = { # row → column → cell; what is said
+    "null": ({KEY % "up": None}, "E6", "is empty"), "no rows": ({KEY % "down": []}, "E6", "is empty"), "ragged": ({KEY % "up": [[1.0]] * 319 + [[1.0, 2.0]]}, "E6", "differ in length"),
+    "nan": ({LAST % "down": [[float("nan")] * 768]}, "E4", "768 NaN"), "null inside": ({LAST % "down": [[None] + [1.0] * 767]}, "E4", "1 NaN"), "ranks": ({KEY % "up": [[1.0, 2.0]] * 320}, "E6", "one rank r"),
+}
+
+@pytest.mark.parametrize("cells, code, text", BROKEN.values(), ids=BROKEN)
+def test_bad_rows_are_left_out_and_named(tmp_path, cells, code, text):
+    pytest.importorskip("datasets")
+    rows = rows_of_adapters(4)
+    path = put(table(rows, _1=cells), tmp_path/"a.parquet")
+    stream = lg.load_lora_dataset(path, batch_size=3)
+    with pytest.warns(UserWarning, match=r"skipped .*row 1"): loras = list(stream)
+    (error,) = stream.skipped
+    assert (error.code, "row 1:" in error.text, text in error.text) == (code, True, True) and next(iter(cells)) in error.text + KEY % "up"
+    for lora, row in zip(loras, [rows[0], rows[2], rows[3]], strict=True): assert all(torch.equal(lora[m].up, up) for m, (up, _) in row.items())
+    with pytest.warns(UserWarning): assert "1 files skipped" in repr(lg.load_lora_dataset(path, streaming=False))
+
+def test_a_table_that_holds_no_adapters(tmp_path):
+    pa, _ = pytest.importorskip("pyarrow"), pytest.importorskip("datasets")
+    flat = {KEY % "up": [[1.0] * 321], KEY % "down": [[1.0] * 320]}
+    for columns, text in (({"text": ["a"]}, "no LoRA columns found"), ({KEY % "up": [[[1.0]]]}, "no down"), (flat, "no multiples")):
+        path = put(pa.table(columns), tmp_path/"a.parquet")
+        if "text" in columns:
+            with pytest.raises(lg.LoRAFormatError, match=text): next(lg.load_lora_dataset(path))
+        else:
+            with pytest.warns(UserWarning, match=text): assert list(lg.load_lora_dataset(path)) == []
+    (tmp_path/"none").mkdir()
+    with pytest.raises(lg.LoRAFormatError, match="no .parquet or .arrow"): lg.load_lora_dataset(tmp_path/"none")
