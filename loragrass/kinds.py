@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from .lora_io import LoRAFormatError, LoRAUpdate
 
-# %% ../nbs/03b_kinds.ipynb #467a2684
+# %% ../nbs/03b_kinds.ipynb #7742c522
 GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
     ("lora", "down", r"lora_down\.weight|lora_A(?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.down\.weight|"
      r"(?<=_lora\.)down\.weight|(?<=_lora[12]\.)down\.weight"),
@@ -36,6 +36,7 @@ GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
 ]
 _KEY = re.compile(r"(.+?)\.(?:" + "|".join(f"(?P<_{i}>{tail})" for i, (_, _, tail) in enumerate(GRAMMAR)) + ")")
 
+@lru_cache(1 << 16) # the files of a folder mostly have the same keys
 def parse_key(
     key:str, # of a tensor
 )->tuple[str, str, str]|None: # module, kind of update, role of the tensor; None if the tail belongs to no kind of update

@@ -287,14 +287,15 @@ def _header(f, path, limits):
     if end < size: fail(f"header promises {end - 8 - n:,} bytes of tensors, file has {size - 8 - n:,}: what follows belongs to no tensor", "E2")
     return entries, {k: v for k, v in metadata.items() if k not in dropped}, dropped
 
-# %% ../nbs/03_lora_io.ipynb #775a823e
+# %% ../nbs/03_lora_io.ipynb #096ba73c
 def _entry(key, value, offset, limits, fail):
     "One line of the header, every claim checked"
-    if len(key) > 256 or re.search(r"[\x00-\x1f/\\]", key):
+    if len(key) > 256 or _NO_NAME.search(key):
         fail(f"{key[:256]!r} is no name of a tensor: it is too long, or holds path or control characters", key=key)
-    match value:
-        case {"dtype": str(name), "shape": [*shape], "data_offsets": [int(start), int(end)], **more} if not more and all(type(d) is int for d in shape): pass
-        case _: return fail(f"{key}: expected dtype, shape and data_offsets, got {str(value)[:100]}", key=key)
+    try: name, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
+    except (TypeError, KeyError, ValueError): name, shape, start, end = None, None, 0, 0
+    if type(name) is not str or type(shape) is not list or len(value) > 3 or not all(type(x) is int for x in (start, end, *shape)):
+        return fail(f"{key}: expected dtype, shape and data_offsets, got {str(value)[:100]}", key=key)
     if name not in DTYPES: fail(f"{key}: dtype {name} is unknown; known are {', '.join(DTYPES)}", key=key)
     if len(shape) > limits["ndim"]:
         fail(f"{key}: {len(shape)} dimensions are over the limit of {limits['ndim']}; raise it with limits={{'ndim': …}}", "E14", key)
@@ -304,6 +305,8 @@ def _entry(key, value, offset, limits, fail):
     want = math.prod(shape) * DTYPES[name].itemsize
     if start < 0 or end - start != want: fail(f"{key}: {name} of shape {shape} takes {want:,} bytes, the header gives it {start:,} to {end:,}", key=key)
     return Entry(DTYPES[name], tuple(shape), offset + start, offset + end)
+
+_NO_NAME = re.compile(r"[\x00-\x1f/\\]")
 
 def _no_duplicates(pairs):
     d = dict(pairs)

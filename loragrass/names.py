@@ -7,9 +7,10 @@ Docs: https://loragrass.github.io/loragrass/names.html.md"""
 # %% auto #0
 __all__ = ['dotted', 'split_rows', 'canonical', 'kohya_modules', 'guess_arch', 'kernel_of']
 
-# %% ../nbs/03a_names.ipynb #15815850
+# %% ../nbs/03a_names.ipynb #85ab7b2a
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 # %% ../nbs/03a_names.ipynb #ef309c4f
 _WORDS = """down_blocks up_blocks mid_block attentions transformer_blocks single_transformer_blocks resnets downsamplers upsamplers attn attn1 attn2 ff
@@ -86,17 +87,20 @@ def split_rows(
     "How a fused weight divides: q, k and v alike; with an MLP behind them, q, k and v of the hidden size and the rest"
     return [m // n_parts] * n_parts if n_parts != 4 else [n, n, n, m - 3 * n]
 
-# %% ../nbs/03a_names.ipynb #b20d1e95
+# %% ../nbs/03a_names.ipynb #6dfc09e4
 def canonical(
     raw:str, # a module as its file spells it
 )->tuple[str, list[str]]: # naming system; canonical names, several if the file's module fuses them
     "The names by which adapters are aligned"
-    for naming, pattern, translate in _NAMINGS:
-        if (m := re.match(pattern, raw)) and (names := translate(raw[m.end():], m)):
-            return naming, [names] if isinstance(names, str) else names
-    return _naming_only(raw), [raw]
+    naming, names = _canonical(raw)
+    return naming, list(names)
 
-def _naming_only(raw): return next((naming for naming, pattern, _ in _NAMINGS if re.match(pattern, raw)), "bare")
+@lru_cache(1 << 16) # the files of a folder mostly have the same names
+def _canonical(raw):
+    matches = [(naming, m, translate) for naming, pattern, translate in _NAMINGS if (m := re.match(pattern, raw))]
+    for naming, m, translate in matches:
+        if names := translate(raw[m.end():], m): return naming, (names,) if isinstance(names, str) else tuple(names)
+    return matches[0][0] if matches else "bare", (raw,)
 
 # %% ../nbs/03a_names.ipynb #65d0b401
 def _kohya_unet(name, _=None):
