@@ -84,7 +84,7 @@ def _mlx_size(down, up):
     _need(down[1] == up[0], f"ranks {down[1]} and {up[0]} differ")
     return Size(up[1], down[1], down[0], (up[1], down[0]))
 
-# %% ../nbs/03b_kinds.ipynb #4f80ad43
+# %% ../nbs/03b_kinds.ipynb #5572659c
 def _pair_size(a, b, t=None):
     "rows, rank, columns and kernel of a decomposed factor, with a core `t` for the Tucker form of a convolution"
     if t is None:
@@ -95,7 +95,7 @@ def _pair_size(a, b, t=None):
 
 def _pair(a, b, t=None):
     a, b = a.float(), b.float()
-    return (a, b.flatten(1)) if t is None else (a.mT, torch.einsum("ijhw,jr->irhw", t.float(), b).flatten(1))
+    return (a, b.flatten(1)) if t is None else (a.mT.contiguous(), torch.einsum("ijhw,jr->irhw", t.float(), b).flatten(1))
 
 def _loha_size(w1_a, w1_b, w2_a, w2_b, t1=None, t2=None):
     m, r1, n, kernel = _pair_size(w1_a, w1_b, t1)
@@ -107,7 +107,7 @@ def _loha(w1_a, w1_b, w2_a, w2_b, t1=None, t2=None):
     (B1, A1), (B2, A2) = _pair(w1_a, w1_b, t1), _pair(w2_a, w2_b, t2)
     return torch.einsum("ip,iq->ipq", B1, B2).flatten(1), torch.einsum("pj,qj->pqj", A1, A2).flatten(0, 1)
 
-# %% ../nbs/03b_kinds.ipynb #df58d8f9
+# %% ../nbs/03b_kinds.ipynb #5d5ed499
 def _lokr_size(w1=None, w1_a=None, w1_b=None, w2=None, w2_a=None, w2_b=None, t2=None):
     m1, r1, n1, _ = (w1[0], min(w1), w1[1], ()) if w1 else _pair_size(w1_a, w1_b)
     m2, r2, n2, kernel = (w2[0], min(w2[0], math.prod(w2[1:])), math.prod(w2[1:]), w2[2:]) if w2 else _pair_size(w2_a, w2_b, t2)
@@ -123,7 +123,7 @@ def _whole(w):
 
 def _lokr(**tensors):
     (B1, A1), (B2, A2) = _kronecker_parts(**tensors)
-    return torch.kron(B1, B2), torch.kron(A1, A2)
+    return torch.kron(B1, B2), torch.kron(A1, A2.contiguous())
 
 # %% ../nbs/03b_kinds.ipynb #7b74425c
 class Reader(NamedTuple):

@@ -243,3 +243,43 @@ def test_a_fused_kohya_file_of_flux_means_the_same_to_diffusers(tmp_path, pipes,
     close(applied, {m: u.dense() for m, u in lora.items()})
     lg.save(lora, tmp_path/"b.safetensors")
     close(diffusers_deltas(pipes["flux"], tmp_path/"b.safetensors"), applied)
+
+# LyCORIS
+
+LINEAR = ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", lambda: torch.nn.Linear(24, 36))
+CONV = ("lora_unet_mid_block_resnets_0_conv1", lambda: torch.nn.Conv2d(24, 36, 3, padding=1))
+POINT = ("lora_unet_mid_block_attentions_0_proj_in", lambda: torch.nn.Conv2d(24, 36, 1))
+LYCORIS = { # layer, class in lycoris.modules, options beyond lora_dim=4, alpha=2; options of `load`
+    "locon": (LINEAR, "locon.LoConModule", {}, {}), "locon conv": (CONV, "locon.LoConModule", {}, {}), "locon point": (POINT, "locon.LoConModule", {}, {}),
+    "locon tucker": (CONV, "locon.LoConModule", dict(use_tucker=True), {}), "locon rs": (LINEAR, "locon.LoConModule", dict(rs_lora=True), {}),
+    "locon scalar": (LINEAR, "locon.LoConModule", dict(use_scalar=True), {}),
+    "loha": (LINEAR, "loha.LohaModule", {}, {}), "loha conv": (CONV, "loha.LohaModule", {}, {}), "loha point": (POINT, "loha.LohaModule", {}, {}),
+    "loha tucker": (CONV, "loha.LohaModule", dict(use_tucker=True), {}), "loha scalar": (LINEAR, "loha.LohaModule", dict(use_scalar=True), {}),
+    "loha rs": (LINEAR, "loha.LohaModule", dict(rs_lora=True), {}),
+    "lokr": (LINEAR, "lokr.LokrModule", dict(lora_dim=1), {}), "lokr both": (LINEAR, "lokr.LokrModule", dict(lora_dim=2, decompose_both=True), {}),
+    "lokr factor": (LINEAR, "lokr.LokrModule", dict(lora_dim=2, factor=3), {}), "lokr scalar": (LINEAR, "lokr.LokrModule", dict(lora_dim=1, use_scalar=True), {}),
+    "lokr conv": (CONV, "lokr.LokrModule", dict(lora_dim=1), {}), "lokr tucker": (CONV, "lokr.LokrModule", dict(lora_dim=2, use_tucker=True), {}),
+    "lokr rs": (LINEAR, "lokr.LokrModule", dict(lora_dim=2, rs_lora=True, factor=3), {}),
+    "lokr whole": (LINEAR, "lokr.LokrModule", dict(full_matrix=True), dict(approx_rank=24)), "lokr whole conv": (CONV, "lokr.LokrModule", dict(full_matrix=True), dict(approx_rank=36)),
+}
+
+@pytest.mark.parametrize("case", LYCORIS)
+def test_lycoris_computes_what_we_read(tmp_path, case):
+    import importlib
+    pytest.importorskip("lycoris")
+    (name, make), where, options, reading = LYCORIS[case]
+    file, _, cls = where.partition(".")
+    torch.manual_seed(0)
+    layer = make()
+    module = getattr(importlib.import_module(f"lycoris.modules.{file}"), cls)(name, layer, 1.0, **dict(lora_dim=4, alpha=2) | options)
+    with torch.no_grad():
+        for p in module.parameters(): p.copy_(torch.randn(p.shape) / 4)
+    save_file({f"{name}.{k}": v.contiguous() for k, v in module.state_dict().items()}, tmp_path/"a.safetensors")
+    lora = quiet(tmp_path/"a.safetensors", **reading)
+    ((_, u),) = lora.items()
+    x = torch.randn(5, *layer.weight.shape[1:2], *([7, 7] if layer.weight.ndim == 4 else []))
+    with torch.no_grad():
+        alone = layer(x)
+        module.apply_to()
+        theirs, ours = layer(x), torch.func.functional_call(make(), {"weight": layer.weight + u.dense().reshape(layer.weight.shape), "bias": layer.bias}, (x,))
+    assert (theirs - alone).abs().max() > 0.01 and (theirs - ours).abs().max() < TOL
