@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export MPLBACKEND ?= agg
 METADATA := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: setup demo test outputs docs bench lab hooks lock dist
+.PHONY: setup demo test fuzz outputs docs bench lab hooks lock dist
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev
@@ -28,6 +28,9 @@ demo: setup
 
 test: setup
 	@.ci/test
+
+fuzz: setup
+	LORAGRASS_FUZZ=$${LORAGRASS_FUZZ:-5000} pytest -s tests/test_fuzz_io.py
 
 outputs: setup
 	pytest nbs --save && nbdev-export && nbdev-clean && python docs/readme.py

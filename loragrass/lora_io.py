@@ -8,8 +8,8 @@ Docs: https://loragrass.github.io/loragrass/lora_io.html.md"""
 __all__ = ['DTYPES', 'LIMITS', 'ThinSVD', 'LoRAUpdate', 'Issue', 'LoRA', 'LoRAFormatError', 'LoRACollection', 'Entry',
            'TensorFile']
 
-# %% ../nbs/03_lora_io.ipynb #7654741f
-import json, math, os, re, struct
+# %% ../nbs/03_lora_io.ipynb #e86b2972
+import json, math, os, re, struct, sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,7 +257,7 @@ def _tensor(f, entry):
     f.seek(entry.start); f.readinto(data)
     return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape) # through torch: NumPy has neither bf16 nor fp8
 
-# %% ../nbs/03_lora_io.ipynb #0ee7d015
+# %% ../nbs/03_lora_io.ipynb #5cd44c8d
 def _header(f, path, limits):
     "Entries, metadata and the names of dropped metadata, or a LoRAFormatError"
     def fail(text, code="E1", key=None): raise LoRAFormatError(text, path, key, code)
@@ -271,14 +271,14 @@ def _header(f, path, limits):
         if n > limits["header"]: fail(f"header of {n:,} bytes is over the limit of {limits['header']:,}; raise it with limits={{'header': …}}", "E14")
         fail(f"truncated: the header should have {n:,} bytes, the file has {size:,}. Download it again", "E2")
     f.seek(8); raw = f.read(n)
-    if (count := raw.count(b'"data_offsets"')) > limits["tensors"]:
+    if (count := max(raw.count(b'"data_offsets"'), raw.count(b"[") // 4, raw.count(b"{") // 4)) > limits["tensors"]: # millions of empty lists take long to parse
         fail(f"header of {count:,} tensors is over the limit of {limits['tensors']:,}; raise it with limits={{'tensors': …}}", "E14")
     try: header = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as e: fail(f"the header is not valid: {str(e)[:200] or type(e).__name__}")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()): fail("__metadata__ of the header must map names to text")
     dropped = [k for k, v in metadata.items() if len(v) > limits["metadata"]]
-    entries = {k: _entry(k, v, 8 + n, limits, fail) for k, v in header.items()}
+    entries = {sys.intern(k): _entry(k, v, 8 + n, limits, fail) for k, v in header.items()}
     end = 8 + n
     for key, e in sorted(entries.items(), key=lambda item: item[1].start):
         if e.start != end: fail(f"{key}: its bytes start at {e.start:,} where {end:,} was expected: tensors overlap or leave a gap", key=key)
