@@ -3,7 +3,7 @@ import json, struct, warnings
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 import loragrass as lg
 from loragrass.kinds import parse_key
@@ -331,16 +331,44 @@ def test_a_folder_finds_adapters_below_it_and_no_link_out_of_it(tmp_path):
 
 # at size
 
-def test_hundreds_of_files_open_no_handles_and_hold_no_tensors(tmp_path):
-    import resource
-    for i in range(300): save_file(kohya((12, 10)), tmp_path/f"{i:03d}.safetensors")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory):
+    "1 000 good files, some lacking a module, and four bad ones, in folders"
+    folder, whole = tmp_path_factory.mktemp("thousand"), save(kohya((12, 10), (8, 10)))
+    for i in range(1000):
+        path = folder/f"{i // 100}"/f"{i:03d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(save(kohya((12, 10))) if i % 100 == 7 else whole)
+    for name, data in (("half.safetensors", whole[:-4]), ("login.safetensors", b"<!DOCTYPE html>"), ("old.ckpt", b"\x80\x02"), ("other.safetensors", save(kohya((12, 16))))):
+        (folder/"3"/name).write_bytes(data)
+    return folder
+
+def test_a_folder_of_a_thousand_files(thousand, capfd, monkeypatch):
+    import resource, tqdm.auto
+    bar, soft, hard = tqdm.auto.tqdm, *resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(tqdm.auto, "tqdm", lambda items, **options: bar(items, **options | {"delay": 0})) # however quick this machine is
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard)) # no handle stays open
     try:
-        loras = lg.load_all(tmp_path)
-        ((_, updates),) = loras.stream()
-        assert len(updates) == 300
+        with pytest.warns(UserWarning) as caught: loras = lg.load_all(thousand)
+        assert [len(updates) for _, updates in loras.stream()] == [1000]
     finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(loras) == 1000 and loras.coverage == {NAME: 1000, NAME.replace("blocks.0", "blocks.1"): 990}
+    assert {e.path.name: e.code for e in loras.skipped} == {"half.safetensors": "E2", "login.safetensors": "E1", "old.ckpt": "E3", "other.safetensors": "E7"}
+    told = " ".join(str(w.message) for w in caught)
+    assert all(e.path.name in told and e.code in told for e in loras.skipped) and "W1" in told
+    assert "1000 adapters, 1 modules shared of 2, 4 files skipped" in repr(loras) and "old.ckpt: .ckpt is a pickle" in repr(loras) and len(repr(loras)) < 2000
+    out, err = capfd.readouterr()
+    assert out == "" and "reading headers: 100%" in err
+
+def test_a_collection_holds_one_module_at_a_time(thousand):
+    import gc, weakref
+    with pytest.warns(UserWarning, match="W1"): loras = lg.load_all(sorted(thousand.glob("0/*")))
+    stream = loras.stream(list(loras.coverage))
+    _, updates = next(stream)
+    tensors = [weakref.ref(u.up) for u in updates]
+    assert all(t() is not None for t in tensors) # held by `updates` only
+    _, updates = next(stream); gc.collect()
+    assert all(t() is None for t in tensors) and len(updates) == 100
 
 def test_lora_is_picklable_and_lazy(tmp_path):
     import pickle
