@@ -52,7 +52,7 @@ hooks: setup
 	$(BIN)/nbdev-install-hooks --diff False
 
 lock: setup
-	UV_FIND_LINKS= $(BIN)/uv pip compile -q --universal --python-version 3.11 --extra dev --extra docs -c constraints.in -o constraints.txt pyproject.toml
+	UV_FIND_LINKS= $(BIN)/uv pip compile -q --universal --python-version 3.11 --extra dev --extra docs --extra bench -c constraints.in -o constraints.txt pyproject.toml
 
 dist: setup
 	@test -z "$$TAG" || test "$$TAG" = "v$$(sed -n 's/^version = //p' settings.ini)" || { echo "the tag $$TAG is not the version in settings.ini"; exit 1; }
