@@ -303,7 +303,7 @@ def gram(
         kernel = GrassmannKernel(*KERNELS[kernel])
     return replace(kernel, **params)(X, Y, weights, weights_Y)
 
-# %% ../nbs/01_kernels.ipynb #b8481fa6
+# %% ../nbs/01_kernels.ipynb #30608b4d
 @dataclass(frozen=True)
 class KernelHealth:
     "What a kernel matrix can still say"
@@ -323,17 +323,17 @@ class KernelHealth:
 
 _ADVICE = {
     "degenerate": "its points cannot be told apart (spread {spread:.0e}, {distinct:.0%} of the values distinct); take a projection kernel, or log_similarity()",
-    "diagonal-dominated": "every point is like itself first (spread {spread:.3f}); use spectral clustering or Hartigan's kernel k-means, not Lloyd's",
+    "diagonal-dominated": "every point is like itself first (spread {spread:.3f}, below {least:.3f}); use spectral clustering or Hartigan's kernel k-means, not Lloyd's",
     "indefinite": "an eigenvalue is negative (λ_min/λ_max = {eig_ratio:.1e}), so this is no kernel; take det² for |det|, chordal for geodesic distances",
     "healthy": "it tells its points apart (spread {spread:.2f})",
 }
 
-# %% ../nbs/01_kernels.ipynb #9c0b657c
+# %% ../nbs/01_kernels.ipynb #e29e5a8e
 def kernel_health(
     K:Tensor, # (N, N) symmetric kernel matrix
     n:int|None=None, # ambient dimension, for the chance level
     k:int|None=None, # subspace dimension, for the chance level
-    n_clusters:int|None=None, # clusters that are sought
+    n_clusters:int|None=None, # clusters that are sought; None: of 20 points each
 )->KernelHealth:
     "Whether a kernel matrix tells its points apart; `.warn()` says so aloud"
     K = _real(K, "K").detach()
@@ -346,9 +346,9 @@ def kernel_health(
     keep = torch.arange(N, device=K.device) * len(K) // N
     e = torch.linalg.eigvalsh(K[keep[:, None], keep].double())
     ratio = float(e[0] / e[-1].abs().clamp(min=1e-300))
-    dominated = spread < max(.05, 1 / (n_clusters or math.inf))
-    verdict = "degenerate" if spread < 1e-6 or distinct < .5 else "diagonal-dominated" if dominated else "indefinite" if ratio < -1e-8 else "healthy"
+    least = max(.05, (n_clusters or 0) / len(K)) # one over the points of a cluster
+    verdict = "degenerate" if spread < 1e-6 or distinct < .5 else "diagonal-dominated" if spread < least else "indefinite" if ratio < -1e-8 else "healthy"
     chance = (k / n, 2 ** .5 * (1 - k / n) / n, expected_log_det2(n, k) / math.log(10)) if n and k else (None, None, None)
-    advice = _ADVICE[verdict].format(spread=spread, distinct=distinct, eig_ratio=ratio)
+    advice = _ADVICE[verdict].format(spread=spread, least=least, distinct=distinct, eig_ratio=ratio)
     if n and k: advice += "; random subspaces of Gr({}, {}) have ‖XᵀY‖²/k = {:.3f} ± {:.4f} and det² ≈ 1e{:.0f}".format(k, n, *chance)
     return KernelHealth(verdict, spread, distinct, ratio, *chance, advice)

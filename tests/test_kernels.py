@@ -178,7 +178,7 @@ def wishart(N=30, n=6): return gram(rand(N, n, 2))
 
 @pytest.mark.parametrize("K, kwargs, verdict", [
     (wishart(), {}, "healthy"), (torch.eye(30) + 1 - 1e-9 * wishart().float(), {}, "degenerate"), (torch.ones(9, 9), {}, "degenerate"), (torch.eye(9), {}, "degenerate"),
-    (torch.eye(30).double() + .03 * wishart(), {}, "diagonal-dominated"), (wishart(), {"n_clusters": 2}, "diagonal-dominated"),
+    (torch.eye(30).double() + .03 * wishart(), {}, "diagonal-dominated"), (wishart(), {"n_clusters": 15}, "diagonal-dominated"), (wishart(), {"n_clusters": 2}, "healthy"),
     (gram(rand(40, 3, 1), kernel=GrassmannKernel("linear", "plucker", abs_det=True)), {}, "indefinite")])
 def test_verdicts(K, kwargs, verdict):
     health = kernel_health(K, **kwargs)
