@@ -7,15 +7,15 @@ from .det_kernels import binomial_kernel as binomial_kernel, logarithm_kernel as
 from .karcher import Grassmann as Grassmann, GrassmannExact as GrassmannExact, KarcherMean as KarcherMean, NonUniqueMeanWarning as NonUniqueMeanWarning
 from .karcher import chordal_mean as chordal_mean, geodesic as geodesic, karcher_mean as karcher_mean
 from .means import flag_mean as flag_mean, karcher_median as karcher_median, principal_geodesics as principal_geodesics, streaming_mean as streaming_mean
+from .clustering import KernelKMeans as KernelKMeans, GrassmannKMeans as GrassmannKMeans
 from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatError as LoRAFormatError, LoRAUpdate as LoRAUpdate
 from .formats import load as load, load_all as load_all, load_lora_dataset as load_lora_dataset
 from .writers import resize as resize, save as save
 from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
 from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge
-from .cluster_merge import GrassmannKMeans as GrassmannKMeans, mean_lora as mean_lora
+from .cluster_merge import mean_lora as mean_lora, layer_means as layer_means
 from .merging import merge as merge
-from .kernel_kmeans import KernelKMeans as KernelKMeans
-from .selection import kernel_penalty as kernel_penalty, layer_means as layer_means, representatives as representatives
+from .selection import kernel_penalty as kernel_penalty, representatives as representatives
 from .selection import search_combinations as search_combinations
 from .scale import SubspaceIndex as SubspaceIndex
 from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency

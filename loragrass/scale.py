@@ -7,7 +7,7 @@ Docs: https://loragrass.github.io/loragrass/scale.html.md"""
 # %% auto #0
 __all__ = ['Nearest', 'Groups', 'SubspaceIndex']
 
-# %% ../nbs/04c_scale.ipynb #0a3299ae
+# %% ../nbs/04c_scale.ipynb #b9cce9cd
 import itertools, json, os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .cluster_merge import cluster
+from .clustering import cluster_kernel
 from .lora_io import LoRA
 
 # %% ../nbs/04c_scale.ipynb #f1d8d7d1
@@ -65,7 +65,40 @@ def _present(block): return torch.stack([X.square().sum((1, 2)) > 0 for X in blo
 
 def _joint(A, B): return _sums(A, B) / (_present(A)[:, None] * _present(B)).sqrt()
 
-# %% ../nbs/04c_scale.ipynb #7def419f
+# %% ../nbs/04c_scale.ipynb #0e39cfcc
+class _Memory:
+    "Blocks in memory"
+    def __init__(self): self.names, self.sizes, self._blocks = [], [], []
+    def __iter__(self): return zip(self._blocks, self.sizes)
+    def append(self, block, names):
+        self._blocks.append(block)
+        self.names, self.sizes = self.names + names, self.sizes + [len(names)]
+
+class _Folder:
+    "Blocks in a folder"
+    def __init__(self, path, side, weighted):
+        self.path, self.told, self.names, self.sizes = Path(path), {"side": side, "weighted": weighted}, [], []
+        if not (self.path / "index.json").exists(): return
+        saved = json.loads((self.path / "index.json").read_text())
+        if any(saved[key] != value for key, value in self.told.items()):
+            raise ValueError(f"{path} was made with side={saved['side']!r}, weighted={saved['weighted']}; open it with those, or name another folder")
+        self.names, self.sizes = saved["names"], saved["sizes"]
+
+    def __iter__(self): return ((load_file(self.path / f"{i:05d}.safetensors"), size) for i, size in enumerate(self.sizes))
+
+    def append(self, block, names):
+        self.path.mkdir(parents=True, exist_ok=True)
+        _replace(self.path / f"{len(self.sizes):05d}.safetensors", lambda p: save_file({m: X.contiguous() for m, X in block.items()}, p))
+        self.names, self.sizes = self.names + names, self.sizes + [len(names)]
+        _replace(self.path / "index.json", lambda p: p.write_text(json.dumps(self.told | {"sizes": self.sizes, "names": self.names})))
+
+def _replace(path, write):
+    "Written beside, then renamed"
+    beside = path.with_name(path.name + ".part")
+    write(beside)
+    os.replace(beside, path)
+
+# %% ../nbs/04c_scale.ipynb #3a9efeca
 class Nearest(NamedTuple):
     "The nearest points of each query, nearest first"
     similarity: Tensor # (Q, n) joint kernel, at most 1
@@ -87,31 +120,34 @@ class SubspaceIndex:
         block:int=1024, # points a block
     ):
         if side not in ("left", "right", "both"): raise ValueError(f"side {side!r}: expected 'left', 'right' or 'both'")
-        self.path, self.side, self.weighted, self.block = None if path is None else Path(path), side, weighted, block
-        self.names, self._sizes, self._memory = [], [], []
-        if self.path is not None and (self.path / "index.json").exists():
-            saved = json.loads((self.path / "index.json").read_text())
-            if (saved["side"], saved["weighted"]) != (side, weighted):
-                raise ValueError(f"{path} was made with side={saved['side']!r}, weighted={saved['weighted']}; open it with those, or name another folder")
-            self.names, self._sizes = saved["names"], saved["sizes"]
+        self.side, self.weighted, self.block = side, weighted, block
+        self._store = _Memory() if path is None else _Folder(path, side, weighted)
 
+    @property
+    def names(self)->list[str]: "Of the points, in their order"; return self._store.names
     def __len__(self): return len(self.names)
-    def __repr__(self): return f"SubspaceIndex of {len(self)} points in {len(self._sizes)} blocks"
+    def __repr__(self): return f"SubspaceIndex of {len(self)} points in {len(self._store.sizes)} blocks"
 
-    def add(self, points:Sequence[LoRA]|Tensor, names:Sequence[str]|None=None)->"SubspaceIndex": # adapters, or (N, n, k) orthonormal columns
+    def add(self,
+        points:Sequence[LoRA]|Tensor, # adapters, or (N, n, k) orthonormal columns
+        names:Sequence[str]|None=None, # (N,); default: the adapters' own, or numbers
+    )->"SubspaceIndex":
         "Add points; one block of them is in memory at a time"
         if names is not None and len(names) != len(points): raise ValueError(f"{len(names)} names for {len(points)} points")
         for i in range(0, len(points), self.block):
             part = points[i:i+self.block]
-            self._append(self._as_block(part), [getattr(p, "name", "") or str(len(self) + j) for j, p in enumerate(part)] if names is None else list(names[i:i+self.block]))
+            self._store.append(self._as_block(part), [getattr(p, "name", "") or str(len(self) + j) for j, p in enumerate(part)] if names is None else list(names[i:i+self.block]))
         return self
 
-    def nearest(self, points:Sequence[LoRA]|Tensor, n:int=10)->Nearest:
+    def nearest(self,
+        points:Sequence[LoRA]|Tensor, # Q adapters, or (Q, n, k)
+        n:int=10, # of each
+    )->Nearest:
         "The n nearest by the joint kernel, exactly"
         if not len(self): raise ValueError("the index is empty: add points first")
         Q = self._as_block(points)
         best, index, start = torch.zeros(len(points), 0), torch.zeros(len(points), 0, dtype=torch.long), 0
-        for block, size in zip(self._blocks(), self._sizes):
+        for block, size in self._store:
             best = torch.cat([best, _joint(Q, block)], 1)
             index = torch.cat([index, torch.arange(start, start + size).expand(len(points), -1)], 1)
             order = best.argsort(dim=1, descending=True, stable=True)[:, :n]
@@ -119,55 +155,35 @@ class SubspaceIndex:
         return Nearest(best, index)
 
     def cluster(self,
-        n_clusters:int,
+        n_clusters:int|str="auto", # or the number of groups
         sample:int=2000, # points compared in all pairs
         refine:int=2, # rounds of assignment and chordal means on the sample
         random_state:int=0,
     )->Groups:
         "Spectral clustering of a sample, chordal refinement, then every point to its nearest centre"
-        if not 1 < n_clusters <= min(sample, len(self)): raise ValueError(f"n_clusters={n_clusters}: expected 2 … {min(sample, len(self))}, the size of the sample")
-        S = self._take(np.sort(np.random.default_rng(random_state).permutation(len(self))[:sample]))
-        labels = torch.as_tensor(cluster(_joint(S, S), n_clusters, random_state=random_state).labels)
-        C = _centers(S, labels, n_clusters)
-        for _ in range(refine): C = _centers(S, _sums(S, C).argmax(1), n_clusters, C)
-        top = [(_sums(block, C) / (_present(block)[:, None] * _present(C)).sqrt()).topk(2, 1) for block in self._blocks()]
+        if n_clusters != "auto" and not 1 < int(n_clusters) <= min(sample, len(self)): raise ValueError(f"n_clusters={n_clusters}: expected 'auto' or 2 … {min(sample, len(self))}, the size of the sample")
+        S = _take(self._store, np.sort(np.random.default_rng(random_state).permutation(len(self))[:sample]))
+        labels = torch.as_tensor(cluster_kernel(_joint(S, S), n_clusters, random_state=random_state).labels)
+        k = int(labels.max()) + 1
+        C = _centers(S, labels, k)
+        for _ in range(refine): C = _centers(S, _sums(S, C).argmax(1), k, C)
+        top = [(_sums(block, C) / (_present(block)[:, None] * _present(C)).sqrt()).topk(min(2, k), 1) for block, _ in self._store]
         values, where = torch.cat([t.values for t in top]), torch.cat([t.indices[:, 0] for t in top])
-        return Groups(where.numpy(), values[:, 0].numpy(), (values[:, 0] - values[:, 1]).numpy(), C)
+        return Groups(where.numpy(), values[:, 0].numpy(), (values[:, 0] - values[:, 1] if k > 1 else values[:, 0]).numpy(), C)
 
     def _as_block(self, points):
         if isinstance(points, Tensor): return {"subspace": points.float() / points.shape[2] ** 0.25}
         return _adapters(list(points), ("left", "right") if self.side == "both" else (self.side,), self.weighted)
 
-    def _append(self, block, names):
-        "Block first, then the list that knows it: what is cut off in between is not there"
-        if self.path is None: self._memory.append(block)
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _replace(self.path / f"{len(self._sizes):05d}.safetensors", lambda p: save_file({m: X.contiguous() for m, X in block.items()}, p))
-        self.names, self._sizes = self.names + names, self._sizes + [len(names)]
-        if self.path is not None:
-            state = json.dumps({"side": self.side, "weighted": self.weighted, "sizes": self._sizes, "names": self.names})
-            _replace(self.path / "index.json", lambda p: p.write_text(state))
-
-    def _blocks(self):
-        if self.path is None: yield from self._memory
-        else: yield from (load_file(self.path / f"{i:05d}.safetensors") for i in range(len(self._sizes)))
-
-    def _take(self, rows):
-        "The points of these ascending rows as one block"
-        parts, start = [], 0
-        for block, size in zip(self._blocks(), self._sizes):
-            here = torch.as_tensor(rows[(rows >= start) & (rows < start + size)] - start)
-            parts.append(({m: X[here] for m, X in block.items()}, len(here)))
-            start += size
-        width = {m: X.shape[1] for part, _ in parts for m, X in part.items()}
-        return {m: _stack([x for part, size in parts for x in (part[m] if m in part else [None] * size)], n) for m, n in width.items()}
-
-def _replace(path, write):
-    "Written beside, then renamed"
-    beside = path.with_name(path.name + ".part")
-    write(beside)
-    os.replace(beside, path)
+def _take(store, rows):
+    "The points of these ascending rows as one block"
+    parts, start = [], 0
+    for block, size in store:
+        here = torch.as_tensor(rows[(rows >= start) & (rows < start + size)] - start)
+        parts.append(({m: X[here] for m, X in block.items()}, len(here)))
+        start += size
+    width = {m: X.shape[1] for part, _ in parts for m, X in part.items()}
+    return {m: _stack([x for part, size in parts for x in (part[m] if m in part else [None] * size)], n) for m, n in width.items()}
 
 # %% ../nbs/04c_scale.ipynb #3a7f06ae
 def _leading(columns, k): # (n, c) → (n, k)

@@ -1,13 +1,17 @@
 "Laws of similarity, grouping and means that are no lessons: edge cases, invariances, what is said when something is odd"
-import subprocess, sys
+import subprocess, sys, warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
-from loragrass.cluster_merge import MEANS, GrassmannKMeans, cluster, cluster_merge, compare, mean_lora, similarity
+from sklearn.metrics import adjusted_rand_score
+from loragrass.cluster_merge import MEANS, SharedInitWarning, UnrelatedWarning, cluster, cluster_merge, compare, mean_lora, similarity
+from loragrass.clustering import GrassmannKMeans
+from loragrass.kernels import KernelDegenerateWarning
 from loragrass.lora_io import LoRA, LoRAUpdate
+
+pytestmark = pytest.mark.filterwarnings("ignore::loragrass.cluster_merge.UnrelatedWarning") # random adapters have nothing in common
 
 def adapter(seed, ranks=(3, 2), shapes=((12, 9), (7, 9)), name=""):
     g = torch.Generator().manual_seed(seed)
@@ -86,6 +90,11 @@ def test_missing_modules_count_as_zero_and_are_named():
     (lambda: similarity([adapter(1)], kernel="binet_cauchy"), "weighted=False"),
     (lambda: similarity([adapter(1)], modules={"nowhere": 1.0}), "no module"),
     (lambda: cluster(torch.eye(4), 5), "1 … 4"),
+    (lambda: cluster([adapter(1), adapter(2)], 2, "grassmann"), "expected one of"),
+    (lambda: cluster(torch.eye(4), 2, "grassmann_kmeans"), "needs the adapters"),
+    (lambda: cluster([adapter(1), adapter(2)], 2, centers="karcher"), "centers: options of method 'grassmann_kmeans'"),
+    (lambda: cluster([adapter(1), LoRA({"x": adapter(2)["m0"]})], 2, "grassmann_kmeans"), "no module is in all"),
+    (lambda: cluster_merge([adapter(1), adapter(2)], weights=[1]), "1 weights for 2"),
     (lambda: cluster(-torch.ones(4, 4)), "≥ 0"),
     (lambda: GrassmannKMeans(3).fit(torch.zeros(2, 4, 1)), "1 … 2"),
     (lambda: mean_lora([adapter(1), adapter(2)], [2, -1], method="karcher"), "weights ≥ 0"),
@@ -129,16 +138,6 @@ def test_inputs_are_not_changed():
     cluster_merge(loras, 2)
     assert all(torch.equal(x, u.up) for x, u in zip(before, (u for lora in loras for u in lora.values())))
 
-def test_grassmann_kmeans_finds_planted_groups():
-    g = torch.Generator().manual_seed(0)
-    centres = [torch.linalg.qr(torch.randn(20, 3, generator=g)).Q for _ in range(3)]
-    X = torch.stack([torch.linalg.qr(centres[i % 3] + 0.15 * torch.randn(20, 3, generator=g)).Q for i in range(30)])
-    for centers in ("chordal", "karcher"):
-        model = GrassmannKMeans(3, centers=centers).fit(X)
-        assert len({tuple(model.labels_[i::3]) for i in range(3)}) == 3 and all(len(set(model.labels_[i::3])) == 1 for i in range(3))
-        assert (clone(model).fit_predict(X) == model.labels_).all() and (model.predict(X) == model.labels_).all() and model.transform(X).shape == (30, 3)
-        assert model.inertia_ == pytest.approx(float((model.transform(X).min(1) ** 2).sum()), rel=1e-4)
-
 def test_no_group_is_lost_when_points_coincide():
     X = torch.eye(5)[:, :2].expand(4, 5, 2).contiguous()
     assert set(np.unique(GrassmannKMeans(2).fit(X).labels_)) <= {0, 1}
@@ -147,3 +146,93 @@ def test_no_group_is_lost_when_points_coincide():
 def test_the_function_is_not_hidden_by_its_module(first):
     code = f"import loragrass as lg; {first}; assert callable(lg.cluster_merge) and lg.cluster_merge.__name__ == 'cluster_merge'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+# ---- the front door
+
+def family(seed, group, shared=None, ranks=(3, 2), noise=0.2):
+    "Adapters of a group have one output subspace, but for noise; A is of their own, or shared"
+    a, g, own = adapter(1000 + group, ranks), torch.Generator().manual_seed(seed), adapter(2000 + seed if shared is None else 3000 + shared, ranks)
+    return LoRA({m: replace(u, up=u.up + noise * torch.randn(u.up.shape, generator=g), down=own[m].down) for m, u in a.items()}, name=f"g{group}-{seed}")
+
+FAMILY, GROUPS = [family(i, i % 2) for i in range(12)], np.arange(12) % 2
+
+@pytest.mark.parametrize("way", [{}, {"normalized": False}, {"method": "agglomerative"}, {"method": "hdbscan"}, {"method": "kernel_kmeans"}, {"method": "grassmann_kmeans"},
+                                 {"method": "grassmann_kmeans", "centers": "karcher"}, {"method": "grassmann_kmeans", "assign": "kernel", "batch_size": 6}], ids=str)
+def test_every_way_of_grouping(way):
+    assert adjusted_rand_score(GROUPS, cluster(FAMILY, 2, **way).labels) == 1
+
+def test_many_adapters_are_grouped_from_a_sample(monkeypatch):
+    monkeypatch.setattr(sys.modules["loragrass.cluster_merge"], "LARGE", 10) # its name in the package is the function
+    for k in (2, "auto"): assert adjusted_rand_score(GROUPS, cluster(FAMILY, k).labels) == 1
+    with pytest.raises(ValueError, match="above 10, a sample"): cluster(FAMILY, 2, "agglomerative")
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_chance_is_what_random_adapters_have(side, weighted):
+    loras = [adapter(i, (1 + i % 3, 2), ((60, 50), (40, 50))) for i in range(40)]
+    loras[3] = LoRA({"m0": loras[3]["m0"]})
+    sim = similarity(loras, side=side, weighted=weighted)
+    off = sim.joint[~torch.eye(40, dtype=torch.bool)].mean()
+    assert float(off) == pytest.approx(sim.chance, rel=0.05) and similarity(loras[:2], "binet_cauchy_rbf", weighted=False, modules={"m1": 1}).chance is None
+
+# ---- means that follow the groups of each layer, and weights
+
+def test_per_layer_follows_the_layers():
+    loras = FAMILY[:8]
+    loras[0] = LoRA({"m0": loras[0]["m0"], "m1": loras[1]["m1"]}, name="mixed") # its second module is of the other group
+    result = cluster_merge(loras, 2, per_layer=True)
+    labels = result.layer_labels_
+    assert labels.loc["m1"].iloc[0] != labels.loc["m0"].iloc[0] or (labels.loc["m1"] != labels.loc["m0"]).sum() == 1
+    for g, mean in enumerate(result.means_):
+        for m in mean: torch.testing.assert_close(mean[m].dense(), mean_lora([a for a, l in zip(loras, labels.loc[m]) if l == g]).lora[m].dense(), rtol=1e-4, atol=1e-5)
+    assert result.parameters["per_layer"] and result.method == "svd"
+
+def test_weights_reach_the_means():
+    w = list(range(1, 13))
+    means = cluster_merge(FAMILY, 2, weights=w).means_
+    for g in range(2): close(means[g], mean_lora(FAMILY[g::2], w[g::2]).lora)
+    close(cluster_merge(FAMILY, 2, weights="agreement").means_[1], mean_lora(FAMILY[1::2], "agreement").lora)
+
+def test_cosine_is_the_mean_cosine():
+    loras = [adapter(i) for i in range(3)]
+    flat = [a["m0"].dense().flatten() for a in loras]
+    pairs = [(i, j) for i in range(3) for j in range(i)]
+    inner, norms = sum(flat[i] @ flat[j] for i, j in pairs), sum(flat[i].norm() * flat[j].norm() for i, j in pairs)
+    merged = mean_lora(loras)
+    assert merged.per_module.cosine["m0"] == pytest.approx(float(inner / norms), abs=1e-6) and np.isnan(mean_lora(loras[:1]).cosine)
+
+# ---- what a user is told
+
+def told(call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return {w.category for w in caught}
+
+def test_shared_initial_a_is_told_on_the_right_side_only():
+    shared = [family(i, i % 2, shared=i // 6) for i in range(12)] # two starts, two tasks
+    for side, expected in (("left", set()), ("right", {SharedInitWarning})):
+        assert told(lambda: cluster(shared, 2, side=side)) == expected # noqa: B023
+        assert told(lambda: cluster_merge(shared, 2, side=side)) - {UnrelatedWarning} == expected # noqa: B023
+    own = [family(i, i % 2, shared=i % 2) for i in range(12)] # inputs that tell the task
+    assert SharedInitWarning not in told(lambda: cluster(own, 2, side="right"))
+
+def test_a_degenerate_kernel_is_told():
+    loras = [adapter(i, (16, 2), ((400, 20), (7, 9))) for i in range(4)]
+    assert KernelDegenerateWarning in told(lambda: cluster_merge([LoRA({"m0": a["m0"]}) for a in loras], 2, kernel="binet_cauchy_rbf", weighted=False))
+
+def test_groups_without_anything_in_common_are_told():
+    with pytest.warns(UnrelatedWarning, match="no grouping stands out"): cluster_merge([adapter(i, shapes=((60, 50), (40, 50))) for i in range(8)])
+    assert told(lambda: cluster_merge(FAMILY[::2], 1, side="left")) <= {UnrelatedWarning}
+
+def test_energy_lost_by_the_cut_is_told():
+    loras = [adapter(i) for i in range(6)]
+    assert any("cut of the rank loses" in n for n in mean_lora(loras, rank=1).notes) and not mean_lora(loras, rank="sum").notes
+
+def test_a_mean_that_may_not_be_the_only_one_is_told():
+    assert any("one of several" in n for n in mean_lora([adapter(i) for i in range(4)], method="karcher").notes)
+
+def test_copies_are_one_group():
+    result = cluster_merge([gauged(adapter(1), i) for i in range(6)])
+    assert not result.labels_.any()
+    close(result.means_[0], adapter(1), 1e-4)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from loragrass.cluster_merge import mean_lora, similarity
+from loragrass.cluster_merge import layer_means, mean_lora, similarity
 from loragrass.lora_io import LoRA, LoRAUpdate
-from loragrass.selection import STRATEGIES, kernel_penalty, layer_means, representatives, search_combinations
+from loragrass.selection import STRATEGIES, kernel_penalty, representatives, search_combinations
 
 def adapter(seed, modules=("a", "b", "c"), shape=(9, 7), r=2):
     g = torch.Generator().manual_seed(seed)
@@ -80,7 +80,7 @@ def test_layer_means():
     labels = pd.DataFrame([[0, 0, 1], [1, 0, 0], [0, -1, 1]], index=["a", "b", "c"])
     zero, one = layer_means(MEANS, labels)
     for got, members, m in ((zero, [0, 1], "a"), (one, [2], "a"), (zero, [1, 2], "b"), (one, [0], "b"), (zero, [0], "c"), (one, [2], "c")):
-        torch.testing.assert_close(got[m].dense(), mean_lora([MEANS[i] for i in members]).lora[m].dense(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got.lora[m].dense(), mean_lora([MEANS[i] for i in members]).lora[m].dense(), rtol=1e-4, atol=1e-5)
 
 class TestRepresentatives:
     def test_all_and_none_twice(self):

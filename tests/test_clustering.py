@@ -1,0 +1,108 @@
+"What is no lesson about groups of subspaces: scikit-learn's manners, scaling, order, copies, refusals"
+import numpy as np
+import pytest
+import torch
+from loragrass.clustering import GrassmannKMeans, KernelKMeans, cluster_kernel
+from sklearn.base import clone
+from sklearn.metrics import adjusted_rand_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+def kernel(N=30, d=4, seed=0):
+    P = np.random.default_rng(seed).normal(size=(N, d))
+    return P @ P.T
+
+def J(K, labels): return sum(K[l := labels == c][:, l].trace() - K[l][:, l].sum() / l.sum() for c in set(labels))
+
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+class TestFit:
+    def test_no_single_move_is_better(self, init):
+        K = kernel()
+        fitted = KernelKMeans(4, init, n_init=1).fit(K)
+        assert np.isclose(fitted.inertia_, J(K, fitted.labels_))
+        for x in range(30):
+            for c in range(4):
+                moved = fitted.labels_.copy(); moved[x] = c
+                assert J(K, moved) >= fitted.inertia_ - 1e-9
+    def test_scale_and_order(self, init):
+        K, p = kernel(), np.random.default_rng(1).permutation(30)
+        labels = KernelKMeans(3, init).fit_predict(K)
+        assert (KernelKMeans(3, init).fit_predict(1e6 * K) == labels).all()
+        assert adjusted_rand_score(KernelKMeans(3, init, n_init=40).fit_predict(K[np.ix_(p, p)]), KernelKMeans(3, init, n_init=40).fit_predict(K)[p]) == 1
+    def test_copies_fill_every_group(self, init): # more starts than distinct points: no group may divide by zero
+        fitted = KernelKMeans(3, init).fit(np.ones((5, 5)))
+        assert np.isfinite(fitted.inertia_) and abs(fitted.inertia_) < 1e-9
+
+def test_new_points_go_where_their_copies_are():
+    K = kernel()
+    fitted = KernelKMeans(3).fit(K)
+    assert (fitted.predict(K[::3]) == fitted.predict(K)[::3]).all() and clone(fitted).n_clusters == 3
+
+@pytest.mark.parametrize("K, params", [(np.ones((2, 3)), {}), (np.triu(np.ones((3, 3))), {}), (np.eye(3), {"n_clusters": 4}), (np.eye(9), {"init": "best"})])
+def test_refuses(K, params):
+    with pytest.raises(ValueError): KernelKMeans(**params).fit(K)
+
+# check_clustering hands over points, and what takes a matrix of all pairs must refuse them
+@parametrize_with_checks([KernelKMeans(2)], expected_failed_checks=lambda _: {"check_clustering": "fits points (50, 2), not a kernel matrix"})
+def test_manners_of_scikit_learn(estimator, check): check(estimator)
+
+# ---- subspaces with centres
+
+def planted(dims=(3, 3, 3), n=20, N=30, seed=0):
+    "Three groups of subspaces, smaller ones filled up with zero columns"
+    g = torch.Generator().manual_seed(seed)
+    centres = [torch.linalg.qr(torch.randn(n, max(dims), generator=g)).Q for _ in range(3)]
+    X = torch.stack([torch.linalg.qr(centres[i % 3] + 0.15 * torch.randn(n, max(dims), generator=g)).Q for i in range(N)])
+    for i in range(N): X[i, :, dims[i % 3]:] = 0
+    return X
+
+TRUTH = np.arange(30) % 3
+
+@pytest.mark.parametrize("params", [{}, {"centers": "karcher"}, {"init": "random", "n_init": 10}, {"batch_size": 8, "max_iter": 20}, {"batch_size": 8, "max_iter": 20, "centers": "karcher"},
+                                    {"assign": "kernel"}, {"assign": "kernel", "kernel": "binet_cauchy", "centers": "karcher"}], ids=str)
+class TestGrassmannKMeans:
+    def test_planted_groups(self, params):
+        X = planted()
+        model = GrassmannKMeans(3, **params).fit(X)
+        assert adjusted_rand_score(TRUTH, model.labels_) == 1 and clone(model).get_params() == model.get_params()
+        assert (clone(model).fit_predict(X) == model.labels_).all() and (model.predict(X) == model.labels_).all() and model.fit_transform(X).shape == (30, 3)
+        assert model.inertia_ == pytest.approx(float((model.transform(X).min(1) ** 2).sum()), rel=1e-4)
+    def test_a_product_of_two(self, params):
+        X = [planted(), planted(n=14, seed=1)]
+        model = GrassmannKMeans(3, **params).fit(X)
+        assert adjusted_rand_score(TRUTH, model.labels_) == 1 and [c.shape for c in model.cluster_centers_] == [(3, 20, 3), (3, 14, 3)]
+
+def test_different_dimensions(): assert adjusted_rand_score(TRUTH, GrassmannKMeans(3).fit_predict(planted((3, 2, 1)))) == 1
+
+def test_given_centres_name_the_groups():
+    X = planted()
+    centres = GrassmannKMeans(3).fit(X).cluster_centers_[0][[2, 0, 1]]
+    kept = centres.clone()
+    model = GrassmannKMeans(3, init=centres, batch_size=10).fit(X)
+    assert (model.labels_ == GrassmannKMeans(3, init=centres).fit_predict(X)).all() and torch.equal(centres, kept)
+
+def test_what_is_not_fitted_says_so():
+    for model in (KernelKMeans(), GrassmannKMeans()):
+        with pytest.raises(ValueError, match="not fitted yet"): model.predict(np.eye(3))
+
+@pytest.mark.parametrize("params, message", [({"centers": "mean"}, "'chordal' or 'karcher'"), ({"assign": "angle"}, "'distance' or 'kernel'"), ({"init": "best"}, "'random' or centres"),
+                                             ({"n_clusters": 31}, "1 … 30")])
+def test_grassmann_kmeans_refuses(params, message):
+    with pytest.raises(ValueError, match=message): GrassmannKMeans(**{"n_clusters": 3, **params}).fit(planted())
+
+# ---- any kernel matrix
+
+@pytest.mark.parametrize("method", ["spectral", "agglomerative", "kernel_kmeans", "hdbscan"])
+def test_every_method_finds_plain_blocks_in_any_order(method):
+    truth = np.repeat([0, 1, 2], 5)
+    order = np.random.default_rng(0).permutation(15)
+    K = (0.05 + 0.6 * np.equal.outer(truth, truth) + 0.35 * np.eye(15))[np.ix_(order, order)]
+    for k in (3, "auto"): assert adjusted_rand_score(truth[order], cluster_kernel(K, k, method).labels) == 1
+
+@pytest.mark.parametrize("N, says", [(1, "too few"), (3, "too few"), (8, "stands out")])
+def test_auto_says_why_all_are_in_one(N, says):
+    K = np.full((N, N), 0.2) + 0.8 * np.eye(N)
+    assert says in cluster_kernel(K).note and not cluster_kernel(K, min(N, 2)).note
+
+@pytest.mark.parametrize("K, message", [(np.zeros((0, 0)), "shape"), (np.ones((2, 3)), "shape"), (-np.ones((3, 3)), "≥ 0")])
+def test_cluster_kernel_refuses(K, message):
+    with pytest.raises(ValueError, match=message): cluster_kernel(K)
