@@ -12,11 +12,10 @@ from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatE
 from .formats import load as load, load_all as load_all, load_lora_dataset as load_lora_dataset
 from .writers import resize as resize, save as save
 from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
-from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge
-from .cluster_merge import mean_lora as mean_lora, layer_means as layer_means
+from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge, mean_lora as mean_lora
+from .cluster_merge import layer_means as layer_means
 from .merging import merge as merge
-from .selection import kernel_penalty as kernel_penalty, representatives as representatives
-from .selection import search_combinations as search_combinations
+from .selection import kernel_penalty as kernel_penalty, representatives as representatives, search_combinations as search_combinations
 from .scale import SubspaceIndex as SubspaceIndex
 from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency
 from .features import Information as Information, Norms as Norms, Flat as Flat
