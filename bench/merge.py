@@ -1,9 +1,10 @@
 """Merging eight rank-16 adapters of 52 modules, against the tools people use
 
-    python bench/merge.py [mean] [ties] [tsv] [karcher] [rules]      # minutes on one core
+    python bench/merge.py [mean] [ties] [tsv] [karcher] [rules] [files]      # minutes on one core
     KNOTS=… CORE_SPACE=… SD_SCRIPTS=… python bench/merge.py      # and with clones of gstoica27/KnOTS, apanariello4/core-space-merging, kohya-ss/sd-scripts
 """
-import importlib, os, sys, tempfile, time, types, warnings
+import gzip, importlib, json, os, sys, tempfile, time, types, warnings
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -12,9 +13,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
 
+from loragrass.cluster_merge import cluster_merge
+from loragrass.formats import load_all
 from loragrass.karcher import karcher_mean
 from loragrass.lora_io import LoRA, LoRAUpdate
 from loragrass.merging import merge
+from loragrass.writers import save
 
 N, RANK, ALPHA = 8, 16, 16
 SHAPES = {f"layer_{i}": (768, 768) if i < 48 else (3072, 768) for i in range(52)}
@@ -178,9 +182,41 @@ def rules():
     names = ("chordal", "hosvd", "tucker", "procrustes", "sphere", "median", "tsv", "iso", "ctm", "pico", "robust", "lego")
     table("Other rules at rank 16", [{"rule": name, "CPU s": t} for name, t in medians({name: ours(name) for name in names}, 1).items()])
 
+def files(N=32, groups=4):
+    "SDXL-sized files of four groups, half of each adapter common to its group: read, grouped, averaged, written"
+    lists = json.loads(gzip.decompress((Path(__file__).parent.parent / "tests/data/key_lists.json.gz").read_bytes()))["lists"]
+    keys = {k: [RANK if d == "r" else d for d in shape] for k, shape in lists["sdxl_kohya"].items()}
+    def tensors(seed):
+        g = torch.Generator().manual_seed(seed)
+        return {k: torch.randn(shape, generator=g) / 10 for k, shape in keys.items() if not k.endswith("alpha")}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(N):
+            if i % (N // groups) == 0: common = tensors(i)
+            own = tensors(1000 + i)
+            save_file({k: torch.tensor(8.0) if k.endswith("alpha") else (common[k] + own[k]).half() for k in keys}, f"{folder}/{i:02d}.safetensors")
+        size = sum(p.stat().st_size for p in Path(folder).iterdir()) / 1e6
+        del common, own
+        found, first = [], load_all(folder)[0]
+        def run():
+            loras = load_all(folder)
+            found.append(cluster_merge(loras, groups))
+            for j, mean in enumerate(found[0].means_): save(mean, f"{folder}/mean_{j}.safetensors", dtype=torch.float16)
+        start = time.process_time()
+        peak, modules, dense = peak_mb(run), found[0].merged_[0].per_module, {}
+        ours = time.process_time() - start
+        for name, shape in modules["shape"].items():
+            if shape in dense: continue
+            W = first[name].dense().flatten(1)
+            start = time.process_time(); torch.linalg.svd(W); dense[shape] = time.process_time() - start
+    right = all(len(set(found[0].labels_[i:i + N // groups])) == 1 for i in range(0, N, N // groups))
+    svds = groups * sum(dense[shape] for shape in modules["shape"])
+    table(f"{N} SDXL files, {size:.0f} MB, {len(modules)} modules: read, grouped{'' if right else ' (wrongly)'}, {groups} means written (CPU s, one run)", [
+        {"": "loragrass cluster_merge, from disk to disk", "CPU s": ours, "× ours": 1.0, "peak MB": round(peak)},
+        {"": "the SVDs of PEFT svd alone, extrapolated from one of each shape", "CPU s": svds, "× ours": svds / ours, "peak MB": "–"}])
+
 if __name__ == "__main__":
     machine("peft")
     LORAS = adapters()
     print(f"\n{N} adapters of rank {RANK}, 48 modules 768 × 768 and 4 of 3072 × 768; distances over all modules, relative, 1e-08 and below as 1e-08")
-    sections = {"mean": mean, "ties": ties, "tsv": tsv, "karcher": karcher, "rules": rules}
+    sections = {"mean": mean, "ties": ties, "tsv": tsv, "karcher": karcher, "rules": rules, "files": files}
     for name in sys.argv[1:] or sections: sections[name]()

@@ -4,6 +4,7 @@ import time
 import torch
 from common import machine, peak_mb, table
 from loragrass.cluster_merge import similarity
+from loragrass.clustering import cluster_kernel
 from loragrass.karcher import GrassmannExact
 from loragrass.kernels import gram
 from loragrass.lora_io import LoRA, LoRAUpdate
@@ -64,7 +65,26 @@ def group(N, K=20, few=1000):
 def groups(sizes=(25_000, 50_000, 100_000)):
     table("Groups of N subspaces Gr(8, 256), 20 centres (all pairs extrapolated from 1000 × N, or 1000 × 1000 by `gram`)", [group(N) for N in sizes])
 
+def hard(theta, nuisance=0, shared=0, K=4, each=20, n=256, k=16, seed=0):
+    "Adjusted Rand index of the grouping of K × each points: centres that share directions, points with some of theirs replaced at random, each moved by θ"
+    g = torch.Generator().manual_seed(seed)
+    common = torch.randn(n, shared, generator=g).expand(K, n, shared)
+    centers = orthonormalize(torch.cat([common, torch.randn(K, n, k - shared, generator=g)], 2))
+    x = centers.repeat_interleave(each, 0)
+    x = orthonormalize(torch.cat([x[..., :k - nuisance], torch.randn(len(x), n, nuisance, generator=g)], 2))
+    v = torch.randn(x.shape, generator=g)
+    v = v - x @ (x.mT @ v)
+    points = GrassmannExact().expmap(x, theta * v / torch.linalg.matrix_norm(v, 2)[:, None, None])
+    return adjusted_rand_score(torch.arange(K).repeat_interleave(each), cluster_kernel(gram(points), K).labels)
+
+def scenarios(seeds=10):
+    rows = {"A, noise alone": dict(theta=1.4), "B, 8 of 16 directions at random": dict(theta=1.3, nuisance=8), "C, centres share 12 directions": dict(theta=1.3, shared=12)}
+    aris = {name: [hard(seed=s, **kwargs) for s in range(seeds)] for name, kwargs in rows.items()}
+    table(f"Normalised spectral clustering on the projection kernel, 4 × 20 points of Gr(16, 256), {seeds} seeds",
+          [{"points": name, "θ": rows[name]["theta"], "ARI, mean": sum(a) / seeds, "worst": min(a)} for name, a in aris.items()])
+
 if __name__ == "__main__":
     machine("scikit-learn")
+    scenarios()
     joint()
     groups()
