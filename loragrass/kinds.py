@@ -163,7 +163,7 @@ def approximate(
 
 def _share(part, whole): return float(part.square().sum() / whole.square().sum()) if len(whole) else 1.0
 
-# %% ../nbs/03b_kinds.ipynb #18983839
+# %% ../nbs/03b_kinds.ipynb #1bfdec84
 class Scales(NamedTuple):
     "What is said about scale beside `alpha` tensors"
     configs:Mapping[str, Mapping] # component → config; "" for a PEFT or MLX adapter
@@ -197,10 +197,10 @@ def by_pattern(patterns, name, default):
 @lru_cache(100_000)
 def pattern_of(pattern):
     if len(re.findall(r"(?<!\()[*+?{]", pattern)) > 3 or re.search(r"\)[*+?{]|\\\d", pattern):
-        raise ValueError(f"the pattern {pattern[:60]!r} could take for ever to match")
+        raise ValueError(f"the pattern {pattern[:60]!r} could take for ever to match; write it with fewer repetitions")
     return re.compile(rf"(.*\.)?({pattern})$")
 
-# %% ../nbs/03b_kinds.ipynb #f64311f6
+# %% ../nbs/03b_kinds.ipynb #7189f276
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STRANGE = ("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "use_kasa", "kasa_config")
 
@@ -210,19 +210,19 @@ def check_config(
 )->None:
     "Refuse what makes the adapter something else than scale · B · A on the base, and values of the wrong type"
     kind, start = str(config.get("peft_type", "LORA")).removeprefix("PeftType."), str(config.get("init_lora_weights", "")).lower()
-    if kind not in ("LORA", "ADALORA", "VERA", "LOHA", "LOKR"): fail(f"peft_type {kind[:40]} is not low rank", "E10")
+    if kind not in ("LORA", "ADALORA", "VERA", "LOHA", "LOKR"): fail(f"peft_type {kind[:40]} is not low rank; loragrass reads LORA, ADALORA, VERA, LOHA and LOKR", "E10")
     if start.startswith(_CHANGED_BASE):
         fail(f"init_lora_weights={start[:40]}: this adapter changes the base model; convert it first with PEFT (path_initial_model_for_weight_conversion)",
             "E12")
-    if odd := [f for f in _STRANGE if config.get(f)]: fail(f"{', '.join(odd)}: the update is not scale · B · A on the base; loragrass cannot read it", "E12")
+    if odd := [f for f in _STRANGE if config.get(f)]: fail(f"{', '.join(odd)}: the update is not scale · B · A on the base; loragrass cannot read it. Merge it into its base with PEFT", "E12")
     patterns = [config.get(f) or {} for f in ("rank_pattern", "alpha_pattern")]
-    if not all(isinstance(p, dict) for p in patterns): fail("rank_pattern and alpha_pattern must map names to numbers", "E11")
+    if not all(isinstance(p, dict) for p in patterns): fail("rank_pattern and alpha_pattern must map names to numbers. Correct them in the config", "E11")
     numbers = [(f, config[f]) for f in ("r", "lora_alpha", "alpha") if f in config] + [item for p in patterns for item in p.items()]
     if (mlx := config.get("lora_parameters")) is not None: numbers.append(("lora_parameters.scale", mlx.get("scale") if isinstance(mlx, dict) else None))
     for name, x in numbers:
         masks = kind == "ADALORA" and isinstance(x, list) # its rank_pattern holds masks
         if not masks and (isinstance(x, bool) or not isinstance(x, (int, float)) or not -1e9 < x < 1e9):
-            fail(f"{name[:80]} should be a number, it is {str(x)[:40]}", "E11")
+            fail(f"{name[:80]} should be a number, it is {str(x)[:40]}. Correct it in the config", "E11")
     for pattern in [p for each in patterns for p in each]:
         try: pattern_of(pattern)
         except (ValueError, re.error, RecursionError, OverflowError) as e: fail(str(e), "E14")
@@ -230,8 +230,8 @@ def check_config(
 def header_configs(metadata, fail):
     "`lora_adapter_metadata` of the header → component → config"
     try: flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except (ValueError, RecursionError) as e: fail(f"lora_adapter_metadata of the header is not valid JSON ({str(e)[:100]})", "E11")
-    if not isinstance(flat, dict): fail(f"lora_adapter_metadata of the header should be a JSON object, it is {str(flat)[:50]}", "E11")
+    except (ValueError, RecursionError) as e: fail(f"lora_adapter_metadata of the header is not valid JSON ({str(e)[:100]}), so the scale cannot be known. Save the adapter anew with diffusers", "E11")
+    if not isinstance(flat, dict): fail(f"lora_adapter_metadata of the header should be a JSON object, it is {str(flat)[:50]}. Save the adapter anew with diffusers", "E11")
     configs:dict[str, dict] = {}
     for name, value in flat.items():
         component, _, field = name.partition(".")

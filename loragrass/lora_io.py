@@ -257,15 +257,16 @@ def _tensor(f, entry):
     f.seek(entry.start); f.readinto(data)
     return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape) # through torch: NumPy has neither bf16 nor fp8
 
-# %% ../nbs/03_lora_io.ipynb #5cd44c8d
+# %% ../nbs/03_lora_io.ipynb #9cf96d99
 def _header(f, path, limits):
     "Entries, metadata and the names of dropped metadata, or a LoRAFormatError"
-    def fail(text, code="E1", key=None): raise LoRAFormatError(text, path, key, code)
+    def fail(text, code="E1", key=None, advice=". Download it again, or save it anew with the safetensors library"):
+        raise LoRAFormatError(text + (advice if code == "E1" else ""), path, key, code)
     size, head = os.fstat(f.fileno()).st_size, f.read(64)
     if size > limits["file"]: fail(f"file of {size:,} bytes is over the limit of {limits['file']:,}; raise it with limits={{'file': …}}", "E14")
     n = struct.unpack("<Q", head[:8])[0] if size >= 8 else 0
     if n < 2 or n > size - 8 or n > limits["header"] or head[8:9] != b"{":
-        if looks := _foreign(head): fail(f"not a safetensors file ({head[:12]!r}). It looks like {looks}")
+        if looks := _foreign(head): fail(f"not a safetensors file ({head[:12]!r}). It looks like {looks}", advice="")
         if size < 8 or n < 2: fail(f"{size} bytes, not a safetensors file ({head[:12]!r})")
         if head[8:9] not in (b"{", b""): fail(f"not a safetensors file ({head[:12]!r})")
         if n > limits["header"]: fail(f"header of {n:,} bytes is over the limit of {limits['header']:,}; raise it with limits={{'header': …}}", "E14")
@@ -284,10 +285,10 @@ def _header(f, path, limits):
         if e.start != end: fail(f"{key}: its bytes start at {e.start:,} where {end:,} was expected: tensors overlap or leave a gap", key=key)
         end = e.end
     if end > size: fail(f"truncated: header promises {end - 8 - n:,} bytes of tensors, file has {size - 8 - n:,}. Download it again", "E2")
-    if end < size: fail(f"header promises {end - 8 - n:,} bytes of tensors, file has {size - 8 - n:,}: what follows belongs to no tensor", "E2")
+    if end < size: fail(f"header promises {end - 8 - n:,} bytes of tensors, file has {size - 8 - n:,}: what follows belongs to no tensor. Download it again", "E2")
     return entries, {k: v for k, v in metadata.items() if k not in dropped}, dropped
 
-# %% ../nbs/03_lora_io.ipynb #096ba73c
+# %% ../nbs/03_lora_io.ipynb #b82fe362
 def _entry(key, value, offset, limits, fail):
     "One line of the header, every claim checked"
     if len(key) > 256 or _NO_NAME.search(key):
@@ -318,5 +319,5 @@ def _foreign(head):
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")): return "an HTML page: the download needed a login"
     if text.startswith(b"version https://git-lfs"): return "a git-lfs pointer: run `git lfs pull`"
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")): return "a PyTorch pickle renamed"
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")): return "a PyTorch pickle renamed: convert it on a machine you trust, as one with its own name"
     if text.startswith((b'{"', b"{'", b"[{")): return "JSON text, such as the answer of a server that refused the download"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import loragrass as lg
@@ -52,11 +53,18 @@ def junk(folder):
     (folder / "junk/notes.txt").write_text("no adapter")
     whole = (folder / "adapters/a0.safetensors").read_bytes()
     (folder / "half.safetensors").write_bytes(whole[:-8])
-    (folder / "folder").mkdir()
+    for name in ("folder", "folder.safetensors", "notes"): (folder / name).mkdir()
+    (folder / "notes/notes.txt").write_text("no adapter")
+    (folder / "lfs.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid")
+    (folder / "locked.safetensors").write_bytes(whole)
+    (folder / "empty.safetensors").write_bytes(b"")
+    save_file({"q.lokr_w1": torch.ones(4, 4), "q.lokr_w2": torch.ones(3, 3)}, folder / "whole.safetensors")
 
 @pytest.mark.parametrize("line, says", [
     ("inspect missing", "missing"), ("inspect half.safetensors", "truncated"), ("inspect junk", "HTML page"), ("inspect junk/old.ckpt", "pickle"),
-    ("inspect adapters missing", "skipped missing"),
+    ("inspect adapters missing", "skipped missing"), ("inspect folder", "found nothing"), ("inspect folder.safetensors", "no adapter in this folder"), ("inspect notes", "found notes.txt"),
+    ("inspect lfs.safetensors", "git lfs pull"), ("inspect locked.safetensors", "Permission denied"), ("convert locked.safetensors out.safetensors", "Permission denied"),
+    ("inspect empty.safetensors", "0 bytes"), ("convert adapters/a0.safetensors notes/notes.txt/out.safetensors", "notes.txt"), ("inspect whole.safetensors", "--approx-rank N"),
     ("compare adapters/a0.safetensors half.safetensors", "truncated"), ("compare adapters/a0.safetensors adapters/a1.safetensors --kernel cosine", "'cosine'"),
     ("compare adapters/a0.safetensors adapters/a1.safetensors --side up", "'up'"), ("compare folder adapters/a1.safetensors", "folder"),
     ("merge junk -o out", "no adapter to read in junk"), ("merge missing -o out", "missing"), ("merge adapters -o out -k 7", "7"), ("merge adapters -o out --method median", "'median'"),
@@ -65,9 +73,13 @@ def junk(folder):
     ("convert half.safetensors out.safetensors", "truncated"), ("convert adapters/a0.safetensors out", "out"), ("convert adapters/a0.safetensors out --format zip", "'zip'"),
     ("resize adapters/a0.safetensors out.safetensors --rank 0", "rank"), ("resize adapters/a0.safetensors out.safetensors --energy 2", "energy"),
 ])
-def test_bad_input_is_a_line_and_1(line, says, here):
+def test_bad_input_is_a_line_and_1(line, says, here, monkeypatch):
     junk(here)
-    before = contents(here)
+    before, real = contents(here), open
+    def locked(path, *args, **kwargs): # root may read everything: the file system cannot refuse
+        if str(path).endswith("locked.safetensors"): raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+    monkeypatch.setattr("builtins.open", locked)
     result = run(*line.split())
     last = result.stderr.splitlines()[-1]
     assert result.exit_code == 1 and says in result.stderr and last.startswith(("error: ", "skipped ")) and sum(l.startswith("error: ") for l in result.stderr.splitlines()) <= 1
@@ -201,6 +213,28 @@ def test_convert_keeps_the_update(here):
     assert "--force" in run("convert", "adapters/a1.safetensors", "k.safetensors").stderr
     assert run("convert", "adapters/a1.safetensors", "k.safetensors", "--force").exit_code == 0
 
+def test_convert_says_what_a_small_dtype_rounds(here):
+    out = run("convert", "adapters/a0.safetensors", "half.safetensors", "--dtype", "float16").stdout
+    assert 1e-5 < float(out.partition("rounded by ")[2].rstrip(")\n")) < 1e-3
+
+def test_ranks_are_padded_unless_ragged(here):
+    lora = adapter(0, 0)
+    names = list(lora)
+    lg.save(lg.LoRA({names[0]: lora[names[0]], names[1]: lg.LoRAUpdate(torch.ones(24, 1), torch.ones(1, 16), 1.0, (24, 16))}), "mixed.safetensors", format="diffusers", ragged=True)
+    for command in (["convert"], ["resize", "--energy", "1"]):
+        for options, ranks in (([], [2, 2]), (["--ragged"], [1, 2])):
+            assert run(*command, "mixed.safetensors", "out.safetensors", "--force", *options).exit_code == 0
+            assert sorted(u.rank for u in lg.load("out.safetensors").values()) == ranks
+
+def test_a_full_disk_is_a_line_and_leaves_what_was_there(here):
+    run("convert", "adapters/a0.safetensors", "out.safetensors")
+    before = contents(here)
+    code = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))"
+    process = shell(code, "convert", "adapters/a1.safetensors", "out.safetensors", "--force")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and err.startswith("error: ") and "File too large" in err and err.count("\n") == 1
+    assert contents(here) == before and not list(here.glob(".*"))
+
 def test_resize_says_what_it_lost(here):
     out = run("resize", "adapters/a0.safetensors", "small.safetensors", "--rank", 1).stdout
     assert "rank 1" in out and f"{lg.resize(lg.load('adapters/a0.safetensors'), rank=1).rel_error:.3g}" in out
@@ -208,13 +242,18 @@ def test_resize_says_what_it_lost(here):
 # ---- files that need a decision
 
 def test_reading_options_reach_the_reader(here):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
     tensors = load_file("adapters/a0.safetensors")
     first = next(iter(tensors))
     save_file(tensors | {first: torch.full_like(tensors[first], float("nan"))}, "bad.safetensors")
     refused = run("inspect", "bad.safetensors")
-    assert refused.exit_code == 1 and "[E4]" in refused.stderr
-    assert len(json.loads(run("--drop-bad", "inspect", "bad.safetensors", "--json").stdout)["adapters"][0]["modules"]) == 1
+    assert refused.exit_code == 1 and "--drop-bad leaves" in refused.stderr and "[E4]" in refused.stderr
+    for line in ("--drop-bad inspect bad.safetensors --json", "inspect --drop-bad bad.safetensors --json", "inspect bad.safetensors --json --drop-bad"):
+        assert len(json.loads(run(*line.split()).stdout)["adapters"][0]["modules"]) == 1
+    save_file({"q.lora_A.weight": torch.ones(5000, 4), "q.lora_B.weight": torch.ones(3, 5000)}, "wide.safetensors")
+    assert "--limit rank=N" in run("inspect", "wide.safetensors").stderr
+    for option in (["--limit", "rank=5000"], ["--limit=rank=5000"]): assert run("inspect", "wide.safetensors", *option).exit_code == 0
+    assert run("inspect", "wide.safetensors", "--limit", "size=5000").exit_code == 2
     assert run("--scale", 3, "inspect", "adapters/a0.safetensors").stdout.count(" 3 ") >= 1
 
 # ---- a process of its own

@@ -1,5 +1,5 @@
 "Every key list is read completely, names agree with the tables, and every refusal is made from a really bad file"
-import json, struct, warnings
+import json, re, struct, warnings
 
 import pytest
 import torch
@@ -255,11 +255,14 @@ BAD = {
     "pattern": ("E14", lambda p: peft_folder(p/"a", PEFT, alpha_pattern={"(a+)+$": 3}), "for ever"),
 }
 
+TO_DO = r"(?i)download|convert|git lfs pull|=\w|=\{|needs both|expected|save |remove one|ask whoever|known (are|formats)|reads LoRA|load it again|cannot be (right|used|read)|is for another|correct (it|them)|fewer repetitions|merge it"
+
 @pytest.mark.parametrize("code, make, text", BAD.values(), ids=BAD)
 def test_bad_files(tmp_path, code, make, text):
     path = make(tmp_path)
     with pytest.raises(lg.LoRAFormatError) as e: lg.load(path)
     assert e.value.code == code and text in str(e.value) and str(e.value.path).startswith(str(tmp_path)) and len(str(e.value)) < 600
+    assert re.search(TO_DO, e.value.text), "says what is wrong and not what to do"
 
 def test_shapes_that_differ_between_files(tmp_path): # E7
     for name, n in (("a", 10), ("b", 10), ("c", 16)): save_file(kohya((12, n)), tmp_path/f"{name}.safetensors")
