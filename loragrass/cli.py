@@ -180,7 +180,7 @@ def inspect(
     for e in skipped: _say(f"skipped {e}")
     if not loras or any(e.path in paths for e in skipped): raise typer.Exit(1)
 
-# %% ../nbs/09_cli.ipynb #fdab549d
+# %% ../nbs/09_cli.ipynb #a0cf9d48
 @app.command(epilog="Example:  loragrass compare ink.safetensors wash.safetensors --side right")
 def compare(
     ctx:typer.Context,
@@ -197,6 +197,7 @@ def compare(
     if "similarity" in frame:
         chance = f", by chance {frame.chance.mean():.3f}" if "chance" in frame else ""
         typer.echo(f"\nmean similarity {frame.similarity.mean():.3f}{chance}, over {frame.similarity.count()} modules")
+    else: _say("warning: no module is in both: are they adapters of one base model?")
 
 # %% ../nbs/09_cli.ipynb #9c283455
 DTYPES = ("float32", "float16", "bfloat16")
@@ -257,6 +258,8 @@ def merge(
     side:Annotated[str, typer.Option(help="Subspaces compared: left (outputs), right (inputs) or both.")]="left",
     kernel:Annotated[str, typer.Option(help="Kernel on subspaces; all but projection ignore the strength of directions.")]="projection",
     rank:Annotated[int|None, typer.Option(min=1, help="Of the means; default: the largest of the members'.")]=None,
+    weights:Annotated[str, typer.Option(help="Of the members in their mean: uniform, or agreement: strangers in a group count less.")]="uniform",
+    per_layer:Annotated[bool, typer.Option("--per-layer", help="Build each module of the means from its own groups, matched to the joint ones.")]=False,
     format:FORMAT=None,
     dtype:DTYPE=None,
     report:Annotated[Path|None, typer.Option(help="Write an HTML report to this file, too.")]=None,
@@ -266,14 +269,16 @@ def merge(
 ):
     "Group adapters and write one mean adapter for each group."
     k, weighted = _groups(n_clusters), kernel == "projection"
+    if weights not in ("uniform", "agreement"): raise ValueError(f"weights {weights!r}: expected uniform or agreement")
     loras, skipped = _load_together(paths, ctx.obj)
     _spare([out, *([report] if report else [])], loras, force)
     with contextlib.nullcontext() if dry_run else _beside(out) as folder:
-        result = lg.cluster_merge(loras, k, method, side=side, weighted=weighted, kernel=kernel, rank=rank, random_state=seed, progress=sys.stderr.isatty())
+        result = lg.cluster_merge(loras, k, method, side=side, weighted=weighted, kernel=kernel, rank=rank, weights=None if weights == "uniform" else weights, per_layer=per_layer,
+                                  random_state=seed, progress=sys.stderr.isatty())
         for mean in _bar(result.means_, "writing") if folder else (): lg.save(mean, _file(mean, folder, format), format, _dtype(dtype))
         _print_groups(result)
     for mean in result.means_: typer.echo(_plain(f"{'would write' if dry_run else 'wrote'} {_file(mean, out, format)}"))
-    told = {"adapters": " ".join(map(str, paths)), "n_clusters": k, "weighted": weighted, "rank": rank or "the largest of the members'", "random_state": seed}
+    told = {"adapters": " ".join(map(str, paths)), **result.parameters, "rank": rank or "the largest of the members'", "weights": weights}
     if report and not dry_run: lg.html_report(result, report, parameters=told, notes=[f"skipped {e}" for e in skipped])
     if report: typer.echo(_plain(f"{'would write' if dry_run else 'wrote'} {report}"))
 
@@ -281,7 +286,7 @@ def _print_groups(result, notes=5):
     "The groups on stdout, what was odd on stderr"
     from loragrass.report import _cautions
     _table(result.summary().reset_index().to_dict("records"))
-    told = list(dict.fromkeys(note for merged in result.merged_ for note in merged.notes))
+    told = list(dict.fromkeys([*filter(None, [result.clusters_.note]), *(note for merged in result.merged_ for note in merged.notes)]))
     for caution in _cautions(result): _say(f"warning: {caution}")
     for note in told[:notes]: _say(f"note: {note}")
     if len(told) > notes: _say(f"note: … and {len(told) - notes} more of this kind; the report has all")

@@ -28,10 +28,10 @@ from .kernels import KernelHealth, gram, kernel_health
 from .lora_io import LoRA
 from .plucker import plucker_inner_product, principal_angles
 
-# %% ../nbs/04_cluster_merge.ipynb #28efae97
+# %% ../nbs/04_cluster_merge.ipynb #8c371dfd
 def _basis(update, side):
     "Orthonormal basis of the update's outputs (left) or inputs (right): (n, k)"
-    if side not in ("left", "right"): raise ValueError(f"side {side!r}: expected 'left' (outputs), 'right' (inputs) or 'both'")
+    if side not in ("left", "right"): raise ValueError(f"side {side!r}: expected 'left' (outputs) or 'right' (inputs)")
     svd = update.svd()
     return svd.U if side == "left" else svd.Vh.mT
 
@@ -324,7 +324,7 @@ def _merge_module(updates, weights, rule, rank, rescale):
     own = w.square() @ part.norms
     return up, down, torch.stack([part.error, part.exact, w @ part.kept, w @ part.norms, part.exact - own, (w @ part.norms.sqrt()).square() - own])
 
-# %% ../nbs/04_cluster_merge.ipynb #4366e85f
+# %% ../nbs/04_cluster_merge.ipynb #cba9b78a
 def _combine(loras, weights, rule, rank, rescale, name, progress=False, only=None):
     "The adapter that a rule(cores, weights, rank) makes of N adapters, module by module; one of weight 0, or not among those of `only`, is not there"
     if rescale not in ("none", "norm"): raise ValueError(f"rescale {rescale!r}: expected 'none' or 'norm'")
@@ -357,7 +357,7 @@ def _combine(loras, weights, rule, rank, rescale, name, progress=False, only=Non
                         "rel_error": _ratio(parts[0], parts[1]) ** 0.5, "energy": _ratio(parts[2], parts[3]), "cosine": _cosine(parts)}
         totals += parts.cpu()
     loras = [lora for lora, w in zip(everyone, [1.0] * len(everyone) if isinstance(weights, str) else weights) if w]
-    if rule is _sum and (lost := _ratio(totals[0], totals[1])) > 0.1: notes.append(f"the cut of the rank loses {lost:.0%} of the squared norm of the exact sum; a larger rank keeps more, rank='sum' all")
+    if rule is _sum and (lost := _ratio(totals[0], totals[1])) > 0.1: notes.append(f"the cut of the rank loses {lost:.0%} of the squared norm of the exact sum; a larger rank keeps more, method 'cat' all")
     if extra := [lora.name for lora in loras if lora.passthrough]: notes.append(f"left out: the tensors beside the low-rank updates of {', '.join(extra)}")
     if doubtful: notes.append(f"the Karcher mean may be one of several at {len(doubtful)} of {len(updates)} modules, {doubtful[0]} the first: see NonUniqueMeanWarning")
     first = loras[0]
@@ -388,7 +388,7 @@ def mean_lora(
         weights = w / w.sum() # type: ignore[assignment]
     return _combine(loras, weights, MEANS[method], "sum" if method == "cat" else rank, rescale, name, progress, only)
 
-# %% ../nbs/04_cluster_merge.ipynb #cde9439e
+# %% ../nbs/04_cluster_merge.ipynb #1ecf70b5
 def _aligned(labels, reference):
     "Rename labels by the assignment of largest overlap with the reference"
     k = max(labels.max(), reference.max()) + 1
@@ -437,7 +437,7 @@ class ClusterMerge:
                          "rank": max((u.up.shape[1] for u in merged.lora.values()), default=0), "rel_error": merged.rel_error, "energy": merged.energy})
         return pd.DataFrame(rows).set_index("group")
 
-    def __repr__(self): return f"ClusterMerge: {len(self.labels_)} adapters in {len(self.means_)} groups, means by {self.method}; .summary() tells more"
+    def __repr__(self): return f"ClusterMerge: {len(self.labels_)} adapters in {len(self.means_)} groups, means by {self.method}; {self.clusters_.note or '.summary() tells more'}"
 
 def _rand(a, b):
     "Adjusted Rand index over the adapters that both have labels for"
@@ -454,17 +454,17 @@ def layer_means(
     rows = dict(zip(layer_labels.index, layer_labels.to_numpy()))
     return [mean_lora(loras, only={m: row == j for m, row in rows.items()}, name=f"mean_{j}", **options) for j in range(int(layer_labels.to_numpy().max()) + 1)]
 
-# %% ../nbs/04_cluster_merge.ipynb #9b268f78
+# %% ../nbs/04_cluster_merge.ipynb #b918abe6
 class UnrelatedWarning(UserWarning):
     "Adapters in one group have next to nothing in common"
 
-def _warn_unrelated(merged, found, stacklevel):
+def _warn_unrelated(merged, stacklevel):
     "Groups in which updates are as good as orthogonal"
     if alone := [f"{g} ({m.cosine:.2f})" for g, m in enumerate(merged) if m.cosine < 0.1]:
         warnings.warn(f"nothing in common: in group {', '.join(alone)}, the mean cosine between updates in brackets, a mean keeps little of its members. "
-                      + (f"{found.note}. " if found.note else "") + "Take a larger n_clusters, keep the medoid, or use `merge`, whose rules are for adapters that differ", UnrelatedWarning, stacklevel)
+                      "Ask for more groups, take the medoid, or merge by a rule that is for adapters that differ (loragrass.merging)", UnrelatedWarning, stacklevel)
 
-# %% ../nbs/04_cluster_merge.ipynb #742e766b
+# %% ../nbs/04_cluster_merge.ipynb #dee43f2a
 def cluster_merge(
     loras:Sequence[LoRA], # N adapters of one base model
     n_clusters:int|str="auto", # or the number of groups
@@ -497,7 +497,7 @@ def cluster_merge(
     if per_layer: merged = layer_means(loras, layers, weights=weights, **options)
     else: merged = [mean_lora([loras[i] for i in group], weights if weights is None or isinstance(weights, str) else [weights[int(i)] for i in group], name=f"mean_{g}", **options)
                     for g, group in enumerate(tqdm(groups, desc="means", disable=not progress))]
-    _warn_unrelated(merged, found, 3)
+    _warn_unrelated(merged, 3)
     return ClusterMerge(labels, layers, [m.lora for m in merged], [int(g[K[np.ix_(g, g)].sum(0).argmax()]) for g in groups], merged, sim, found, health, called)
 
 def _layer_labels(K, reference, n_clusters, random_state):

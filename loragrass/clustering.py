@@ -150,7 +150,7 @@ def _shuffle(K, rng):
     out[i, j] = out[j, i] = rng.permutation(K[i, j])
     return out
 
-# %% ../nbs/02b_clustering.ipynb #addbd97e
+# %% ../nbs/02b_clustering.ipynb #2843835f
 def cluster_kernel(
     K:Tensor|np.ndarray, # (N, N) kernel matrix ≥ 0
     n_clusters:int|str="auto", # or the number of groups; "hdbscan" finds its own
@@ -165,7 +165,7 @@ def cluster_kernel(
     if method not in (*METHODS, "hdbscan"): raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}, hdbscan")
     if M.ndim != 2 or M.shape[1] != N or not N: raise ValueError(f"K has shape {M.shape}; expected a kernel matrix (N, N)")
     if M.min() < -1e-12: raise ValueError(f"grouping needs similarities ≥ 0, got {M.min():.2g}; take a kernel such as 'projection'")
-    if n_clusters != "auto" and not 1 <= int(n_clusters) <= N: raise ValueError(f"n_clusters={n_clusters}: expected 'auto' or 1 … {N}, the number of points")
+    if n_clusters != "auto" and not 1 <= int(n_clusters) <= N: raise ValueError(f"n_clusters={n_clusters}: expected 'auto' or 1 … {N}, as many as there are")
     if method == "hdbscan":
         labels = HDBSCAN(min_cluster_size=2, metric="precomputed", copy=True).fit_predict(_distances(M)) # type: ignore[arg-type]
         return Clusters(_first_seen(np.where(labels < 0, N + np.arange(N), labels)))
@@ -176,7 +176,7 @@ def cluster_kernel(
 def _auto(M, fit, most, random_state):
     "The grouping with the largest silhouette, if no shuffle of the kernel has a larger one"
     N, rng = len(M), np.random.default_rng(random_state)
-    if N < 4: return Clusters(np.zeros(N, int), note=f"{N} are too few to tell how many groups there are: all are in one; name the number")
+    if N < 4: return Clusters(np.zeros(N, int), note="" if N == 1 else f"{N} are too few to tell how many groups there are: all are in one; name the number")
     ks = range(2, min(N - 1, most) + 1)
     scores, labels = _silhouettes(M, fit(M), ks)
     null = max(max(_silhouettes(S, fit(S), ks, n_init=1)[0].values()) for S in (_shuffle(M, rng) for _ in range(20)))

@@ -68,7 +68,7 @@ def junk(folder):
     ("compare adapters/a0.safetensors half.safetensors", "truncated"), ("compare adapters/a0.safetensors adapters/a1.safetensors --kernel cosine", "'cosine'"),
     ("compare adapters/a0.safetensors adapters/a1.safetensors --side up", "'up'"), ("compare folder adapters/a1.safetensors", "folder"),
     ("merge junk -o out", "no adapter to read in junk"), ("merge missing -o out", "missing"), ("merge adapters -o out -k 7", "7"), ("merge adapters -o out --method median", "'median'"),
-    ("merge adapters -o out --side up", "'up'"), ("merge adapters -o out --format zip", "'zip'"), ("merge adapters -o out --dtype int8", "'int8'"),
+    ("merge adapters -o out --side up", "'up'"), ("merge adapters -o out --weights 1,2", "'1,2'"), ("compare adapters/a0.safetensors adapters/a1.safetensors --side both", "'right' (inputs)"), ("merge adapters -o out --format zip", "'zip'"), ("merge adapters -o out --dtype int8", "'int8'"),
     ("merge adapters -o /proc/means", "/proc"), ("merge adapters -o adapters/a0.safetensors/means", "input"), ("merge adapters -o half.safetensors --force", "half.safetensors"),
     ("convert half.safetensors out.safetensors", "truncated"), ("convert adapters/a0.safetensors out", "out"), ("convert adapters/a0.safetensors out --format zip", "'zip'"),
     ("resize adapters/a0.safetensors out.safetensors --rank 0", "rank"), ("resize adapters/a0.safetensors out.safetensors --energy 2", "energy"),
@@ -161,6 +161,19 @@ def test_merge_format_and_dtype(format, names, here):
     assert run("merge", "adapters", "-k", 2, "-o", "out", "--format", format, "--dtype", "float16", "--rank", 1).exit_code == 0
     written = [lg.load(f"out/{name}") for name in names]
     assert sorted(os.listdir("out")) == names and all(lora.format == format and {(u.up.dtype, u.rank) for u in lora.values()} == {(torch.float16, 1)} for lora in written)
+
+def test_merge_passes_every_choice_on(here):
+    Path("r").mkdir()
+    result = run("merge", "adapters", "-k", 2, "-o", "out", "--weights", "agreement", "--per-layer", "--method", "chordal", "--side", "both", "--kernel", "det_regularized", "--rank", 2, "--report", "r/r.html")
+    expected = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 2, "chordal", side="both", kernel="det_regularized", weighted=False, rank=2, weights="agreement", per_layer=True)
+    for i, mean in enumerate(expected.means_):
+        for m, u in lg.load(f"out/mean_{i}.safetensors").items(): torch.testing.assert_close(u.dense(), mean[m].dense(), rtol=1e-5, atol=1e-6)
+    assert result.exit_code == 0 and all(f"<code>{value}</code>" in Path("r/r.html").read_text() for value in ("agreement", "chordal", "det_regularized"))
+
+def test_two_adapters_without_a_common_module(here):
+    lg.save(adapter(0, 0, prefix="unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_"), here / "other.safetensors", format="diffusers")
+    result = run("compare", "adapters/a0.safetensors", "other.safetensors")
+    assert result.exit_code == 0 and "no module is in both" in result.stderr and result.stdout.count("a0") == 2
 
 def test_dry_run_writes_nothing(here):
     before = contents(here)

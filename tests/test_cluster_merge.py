@@ -222,7 +222,8 @@ def test_a_degenerate_kernel_is_told():
     assert KernelDegenerateWarning in told(lambda: cluster_merge([LoRA({"m0": a["m0"]}) for a in loras], 2, kernel="binet_cauchy_rbf", weighted=False))
 
 def test_groups_without_anything_in_common_are_told():
-    with pytest.warns(UnrelatedWarning, match="no grouping stands out"): cluster_merge([adapter(i, shapes=((60, 50), (40, 50))) for i in range(8)])
+    with pytest.warns(UnrelatedWarning, match="group 0 .*Ask for more groups"): result = cluster_merge([adapter(i, shapes=((60, 50), (40, 50))) for i in range(8)])
+    assert "no grouping stands out" in repr(result) and "too few" in repr(cluster_merge(FAMILY[:3]))
     assert told(lambda: cluster_merge(FAMILY[::2], 1, side="left")) <= {UnrelatedWarning}
 
 def test_energy_lost_by_the_cut_is_told():
