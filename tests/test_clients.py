@@ -211,6 +211,25 @@ def test_diffusers_reads_the_original_names_of_sdxl(tmp_path, pipes):
     assert any("input_blocks_4_1" in k for k in TensorFile(tmp_path/"a.safetensors"))
     close(diffusers_deltas(pipes["sdxl"], tmp_path/"a.safetensors"), {m: u.dense() for m, u in lora.items()})
 
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+@pytest.mark.parametrize("what", ["mean", "ties", "clusters"])
+def test_diffusers_applies_what_the_formula_of_a_merge_says(tmp_path, pipes, what, format):
+    shapes = canonical_modules(pipes["sd15"])
+    loras = [random_lora(shapes, (1, 3), (0.5, 2.0), seed, format=format, arch="sd15") for seed in (1, 2, 3)]
+    if what == "mean":
+        merged = lg.mean_lora(loras, [1, 2, 1], rank="sum").lora
+        expected = {m: (u.dense() + 2 * loras[1][m].dense() + loras[2][m].dense()) / 4 for m, u in loras[0].items()}
+    elif what == "ties": # against dense toys in test_merging
+        merged = lg.merge(loras, [1, 1, 1], "ties", rank="sum", density=0.5).lora
+        expected = {m: u.dense() for m, u in merged.items()}
+    else: # the third stands alone, and the mean of the other two is theirs
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            merged = lg.cluster_merge([loras[0], loras[0], loras[2]], 2).means_[0]
+        expected = {m: u.dense() for m, u in loras[0].items()}
+    lg.save(merged, tmp_path/"a.safetensors", dtype=torch.float32)
+    close(diffusers_deltas(pipes["sd15"], tmp_path/"a.safetensors"), expected)
+
 @pytest.mark.parametrize("model", ["sd15", "flux"])
 def test_diffusers_saves_and_we_read_one_delta(tmp_path, pipes, model):
     pipe = pipes[model]
