@@ -101,7 +101,8 @@ class LoRA(Mapping[str, LoRAUpdate]):
         passthrough:Mapping[str, Tensor]|None=None, # tensors that are no low-rank update
     ):
         self.updates = updates if hasattr(updates, "peek") else dict(updates)
-        self.name, self.path, self.format, self.arch = name, path and Path(path), format, arch
+        self.name = name.encode(errors="backslashreplace").decode() # a file name need not be UTF-8, a table's text must
+        self.path, self.format, self.arch = path and Path(path), format, arch
         self.metadata, self.config, self.passthrough = dict(metadata or {}), dict(config) if config else None, passthrough or {}
         self.issues:list[Issue] = []
 
