@@ -105,13 +105,13 @@ def from_clone(variable, module, *stubs):
         for name in ("masking_ops", "merging_functions"): sys.modules.pop(name, None)
         return importlib.import_module(module.split(".")[-1])
 
-def by_knots(density):
-    "Official KnOTS-TIES, a module at a time, trimmed to as many entries as ours (its threshold keeps one more)"
+def by_knots(density, dtype=torch.float32):
+    "Official KnOTS-TIES, a module at a time, trimmed to as many entries as ours (its threshold keeps one more); it works in float32, where entries next to the threshold change places"
     ops = from_clone("KNOTS", "masking_ops")
     def one(name):
         W = torch.cat([lora[name].scale * (lora[name].up @ lora[name].down) for lora in LORAS], 1)
         U, s, V = torch.linalg.svd(W.double(), full_matrices=False) # task_merger.SVDMerger.apply_svd
-        U, V, s = U[:, s > 1e-5].float(), V[s > 1e-5].float(), s[s > 1e-5].float()
+        U, V, s = U[:, s > 1e-5].to(dtype), V[s > 1e-5].to(dtype), s[s > 1e-5].to(dtype)
         blocks = [(s[:, None] * v).flatten() for v in V.split(W.shape[1] // N, 1)]
         masks = ops.ties_masking(blocks, topK=(int(density * len(blocks[0])) - 0.5) / len(blocks[0]))
         return U, ops.masked_merge(torch.vstack(blocks) * masks, "mean").view(len(s), -1)
@@ -162,7 +162,8 @@ def ties(density=0.2):
     reference = whole()
     compare(f"TIES, density {density} (reference: KnOTS-TIES of loragrass, not cut)", {
         "loragrass KnOTS-TIES": whole, "loragrass Core-TIES": ours("ties", rank="sum", density=density, coordinates="core"),
-        "PEFT ties_svd (dense coordinates, cut to 16)": by_peft(model, "ties_svd", weight=1.0, density=density), **optional("KNOTS", lambda: by_knots(density))}, lambda x: distance(x, reference))
+        "PEFT ties_svd (dense coordinates, cut to 16)": by_peft(model, "ties_svd", weight=1.0, density=density), **optional("KNOTS", lambda: by_knots(density)),
+        **{f"{name}, in float64": fn for name, fn in optional("KNOTS", lambda: by_knots(density, torch.float64)).items()}}, lambda x: distance(x, reference))
 
 def tsv():
     whole = ours("tsv_iso", rank="sum", weight=1.0)

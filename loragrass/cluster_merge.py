@@ -220,20 +220,18 @@ def _svds(cores):
     U, S, Vh = torch.linalg.svd(R @ T.mT, full_matrices=False)
     return Q @ U, S, Vh @ P.mT
 
-# %% ../nbs/04_cluster_merge.ipynb #d235e320
+# %% ../nbs/04_cluster_merge.ipynb #ed92f26d
 def _sum(cores, weights, rank): return torch.einsum("i,ipq->pq", weights, cores.M)
 
 def _subspace_mean(mean):
     def rule(cores, weights, rank):
-        U, S, Vh = _svds(cores)
         if (weights < 0).any(): raise ValueError("means of subspaces need weights ≥ 0; for negative weights take method 'svd' or 'cat'")
-        keep = [int((s > 1e-5 * s[0]).sum()) if s[0] > 0 else 0 for s in S]
-        sides = []
-        for X in (U, Vh.mT):
-            points = [x[:, :k] for x, k in zip(X, keep) if k]
-            live = torch.tensor([k > 0 for k in keep])
-            sides.append(mean(points, weights[live] / weights[live].sum(), min(rank, sum(keep), X.shape[1])) if points else X[0, :, :0])
-        Ub, Vb = sides
+        U, S, Vh = _svds(cores)
+        keep = (S > 1e-5 * S[:, :1]).sum(1)
+        w, k = weights[keep > 0] / weights[keep > 0].sum(), min(rank, int(keep.sum()))
+        left, right = ([x[:, :r] for x, r in zip(X, keep.tolist()) if r] for X in (U, Vh.mT))
+        if U.shape == Vh.mT.shape and len(set(keep.tolist()) - {0}) == 1: Ub, Vb = mean(torch.stack([torch.stack(left), torch.stack(right)], 1), w, k) # on Gr × Gr at once
+        else: Ub, Vb = (mean(side, w, min(k, len(side[0]))) for side in (left, right))
         return Ub @ (Ub.mT @ _sum(cores, weights, rank) @ Vb) @ Vb.mT
     return rule
 
