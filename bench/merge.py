@@ -106,10 +106,10 @@ def from_clone(variable, module, *stubs):
         return importlib.import_module(module.split(".")[-1])
 
 def by_knots(density, dtype=torch.float32):
-    "Official KnOTS-TIES, a module at a time, trimmed to as many entries as ours (its threshold keeps one more); it works in float32, where entries next to the threshold change places"
+    "Official KnOTS-TIES, a module at a time, trimmed to as many entries as ours (its threshold keeps one more); in float32, as it works, entries at the threshold and sums next to zero fall to the other side"
     ops = from_clone("KNOTS", "masking_ops")
     def one(name):
-        W = torch.cat([lora[name].scale * (lora[name].up @ lora[name].down) for lora in LORAS], 1)
+        W = torch.cat([lora[name].scale * (lora[name].up.to(dtype) @ lora[name].down.to(dtype)) for lora in LORAS], 1)
         U, s, V = torch.linalg.svd(W.double(), full_matrices=False) # task_merger.SVDMerger.apply_svd
         U, V, s = U[:, s > 1e-5].to(dtype), V[s > 1e-5].to(dtype), s[s > 1e-5].to(dtype)
         blocks = [(s[:, None] * v).flatten() for v in V.split(W.shape[1] // N, 1)]

@@ -8,7 +8,7 @@ Docs: https://loragrass.github.io/loragrass/cluster_merge.html.md"""
 __all__ = ['LARGE', 'MEANS', 'compare', 'Similarity', 'similarity', 'subspaces', 'cluster', 'Merged', 'mean_lora', 'ClusterMerge',
            'layer_means', 'UnrelatedWarning', 'cluster_merge', 'SharedInitWarning']
 
-# %% ../nbs/04_cluster_merge.ipynb #ad2f51e6
+# %% ../nbs/04_cluster_merge.ipynb #90591b39
 import itertools, math, warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +24,11 @@ from tqdm.auto import tqdm
 
 from .clustering import Clusters, GrassmannKMeans, _first_seen, cluster_kernel
 from .karcher import NonUniqueMeanWarning, chordal_mean, karcher_mean
-from .kernels import KernelHealth, gram, kernel_health
+from .kernels import KERNELS, KernelHealth, gram, kernel_health
 from .lora_io import LoRA
 from .plucker import plucker_inner_product, principal_angles
 
-# %% ../nbs/04_cluster_merge.ipynb #8c371dfd
+# %% ../nbs/04_cluster_merge.ipynb #03fa3cf5
 def _basis(update, side):
     "Orthonormal basis of the update's outputs (left) or inputs (right): (n, k)"
     if side not in ("left", "right"): raise ValueError(f"side {side!r}: expected 'left' (outputs) or 'right' (inputs)")
@@ -36,7 +36,9 @@ def _basis(update, side):
     return svd.U if side == "left" else svd.Vh.mT
 
 def _check_shapes(name, updates, loras):
-    "All updates of one module are of one shape"
+    "All updates of one module are of one shape, and finite"
+    for u, lora in zip(updates, loras):
+        if u is not None and not (u.up.isfinite().all() and u.down.isfinite().all()): raise ValueError(f"{name} of {lora.name or 'an adapter'} has NaN or infinite numbers; leave that adapter out")
     shapes = {tuple(u.weight_shape): lora for u, lora in zip(updates, loras) if u is not None}
     if len(shapes) > 1:
         (s, a), (t, b) = list(shapes.items())[:2]
@@ -47,10 +49,12 @@ def compare(
     a:LoRA,
     b:LoRA,
     kernel:str="projection", # any kernel name of `gram`
-    side:str="left", # "left" (outputs) or "right" (inputs)
+    side:str="left", # "left" (outputs), "right" (inputs) or "both"
     grid:bool=False, # add φ(i, j) = ‖U_a[:, :i]ᵀ U_b[:, :j]‖²_F / min(i, j), a (k, l) tensor a module (Hu et al. 2022, eq. 4)
-)->pd.DataFrame: # one row a module; modules of one adapter only have no similarity
-    "Two adapters, module by module: ranks, norms, principal angles [rad], log₁₀|det XᵀY|, similarity and its chance level"
+)->pd.DataFrame: # one row a module, of "both" one a side and module; modules of one adapter only have no similarity
+    "Two adapters, module by module: ranks, norms, principal angles [rad], similarity and its chance level, log₁₀|det XᵀY| and the source's polynomial kernel of it"
+    if side == "both": return pd.concat({s: compare(a, b, kernel, s, grid) for s in ("left", "right")}, names=["side"])
+    if not (a or b): raise ValueError("nothing to compare: both adapters are empty")
     rows = []
     for name in dict.fromkeys([*a, *b]):
         u, v = a.get(name), b.get(name)
@@ -64,7 +68,9 @@ def compare(
             theta = principal_angles(X, Y)
             row |= {"smallest_angle": float(theta[0]), "largest_angle": float(theta[-1]), "similarity": float(gram([X], [Y], kernel=kernel)[0, 0])}
             if kernel == "projection": row["chance"] = (k * l) ** 0.5 / n
-            if k == l: row["log10_det"] = float(plucker_inner_product(X, Y, log=True)[1]) / math.log(10)
+            if k == l:
+                log_det = float(plucker_inner_product(X, Y, log=True)[1])
+                row |= {"log10_det": log_det / math.log(10), "polynomial": (3 + math.exp(log_det)) ** 2}
             if grid: row["phi"] = _phi(X, Y)
         rows.append(row)
     return pd.DataFrame(rows).set_index("module")
@@ -74,7 +80,7 @@ def _phi(X, Y):
     i, j = torch.arange(1, X.shape[1] + 1)[:, None], torch.arange(1, Y.shape[1] + 1)
     return (X.mT @ Y).square().cumsum(0).cumsum(1) / torch.minimum(i, j)
 
-# %% ../nbs/04_cluster_merge.ipynb #c4a3dca3
+# %% ../nbs/04_cluster_merge.ipynb #b37997a6
 @dataclass(frozen=True)
 class Similarity:
     "Kernel matrices of N adapters"
@@ -86,6 +92,8 @@ class Similarity:
     weighted: bool
     missing: dict[str, list[str]] # module → adapters without it
     chance: float|None # what random subspaces of these dimensions and weights have, mean over pairs; None: not known for this kernel
+
+    def __repr__(self): return f"Similarity: {len(self.names)} adapters, {len(self.modules)} modules, {self.kernel} kernel, side {self.side}, {'weighted' if self.weighted else 'not weighted'}"
 
 def _normalized(K, by=None):
     "K / √(diagonal diagonalᵀ), the diagonal K's own or that of `by`; zero rows stay zero"
@@ -110,15 +118,17 @@ def _off_diagonal(K): return float((K.sum() - K.diagonal().sum()) / (len(K) * (l
 
 def similarity(
     loras:Sequence[LoRA],
-    kernel:str="projection", # any kernel name of `gram`; all but "projection" need `weighted=False`
+    kernel:str="projection", # any kernel name of `gram`
     side:str="left", # "left" (outputs), "right" (inputs) or "both" (their mean)
-    weighted:bool=True, # weight directions by √S
+    weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights, which is "projection"
     modules:Mapping[str, float]|None=None, # module → weight; default: all modules, weight 1
     across_layers:bool=False, # one matrix over all pairs of an adapter and a module, instead of one a module
     progress:bool=False,
 )->Similarity:
     "Kernel matrix of all pairs, per module and joint"
     loras = list(loras)
+    if kernel not in KERNELS: raise ValueError(f"kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}")
+    weighted = kernel == "projection" if weighted is None else weighted
     if weighted and kernel != "projection": raise ValueError(f"kernel {kernel!r} is of subspaces and knows no weights: pass weighted=False")
     sides = ("left", "right") if side == "both" else (side,)
     if not set(sides) <= {"left", "right"}: raise ValueError(f"side {side!r}: expected 'left', 'right' or 'both'")
@@ -147,7 +157,7 @@ def _across_layers(loras, names, kernel, sides, weighted):
     known = kernel == "projection" and len(K) > 1
     return Similarity(K, {}, list(points), "both" if len(sides) > 1 else sides[0], kernel, weighted, {}, _off_diagonal(chance) if known else None)
 
-# %% ../nbs/04_cluster_merge.ipynb #98e63b4e
+# %% ../nbs/04_cluster_merge.ipynb #17c5f189
 LARGE = 5000 # adapters from which a sample is grouped instead of all pairs
 
 def subspaces(
@@ -166,8 +176,11 @@ def subspaces(
 def _kmeans(loras, sim, n_clusters, random_state=0, **options):
     "`GrassmannKMeans` on adapters; \"auto\" takes the number of groups that spectral clustering finds"
     found = cluster_kernel(sim.joint, n_clusters, random_state=random_state)
-    model = GrassmannKMeans(int(found.labels.max()) + 1, random_state=random_state, **options)
-    return replace(found, labels=_first_seen(model.fit_predict(subspaces(loras, sim.side))))
+    here, labels = (sim.joint.diagonal() > 0).numpy(), np.full(len(loras), len(loras))
+    if not here.any(): return found
+    model = GrassmannKMeans(len(set(found.labels[here])), random_state=random_state, **options)
+    labels[here] = model.fit_predict(subspaces([lora for lora, h in zip(loras, here) if h], sim.side))
+    return replace(found, labels=_first_seen(labels))
 
 # %% ../nbs/04_cluster_merge.ipynb #ed5a8ba1
 def cluster(
@@ -242,7 +255,7 @@ MEANS = {
     "chordal": _subspace_mean(lambda points, w, k: chordal_mean(points, w, k=k)), # extrinsic mean
 }
 
-# %% ../nbs/04_cluster_merge.ipynb #0ed5371f
+# %% ../nbs/04_cluster_merge.ipynb #a3768f7b
 @dataclass(frozen=True)
 class Merged:
     "An adapter in the place of several, and how good it is"
@@ -252,6 +265,8 @@ class Merged:
     cosine: float # mean cosine between members; near 0 they have nothing in common, and the mean is short; NaN for one
     per_module: pd.DataFrame # module → shape, rank, weights, rel_error, energy, cosine
     notes: list[str] # what was skipped, missing or not unique
+
+    def __repr__(self): return f"Merged: {self.lora.name}, {len(self.per_module)} modules, rel_error {self.rel_error:.3g}, energy {self.energy:.3g}, cosine {self.cosine:.3g}, {len(self.notes)} notes"
 
 def _truncate(M, rank, rtol=1e-5):
     "Balanced factors of the best approximation of at most this rank"
@@ -322,7 +337,7 @@ def _merge_module(updates, weights, rule, rank, rescale):
     own = w.square() @ part.norms
     return up, down, torch.stack([part.error, part.exact, w @ part.kept, w @ part.norms, part.exact - own, (w @ part.norms.sqrt()).square() - own])
 
-# %% ../nbs/04_cluster_merge.ipynb #cba9b78a
+# %% ../nbs/04_cluster_merge.ipynb #53c1e44f
 def _combine(loras, weights, rule, rank, rescale, name, progress=False, only=None):
     "The adapter that a rule(cores, weights, rank) makes of N adapters, module by module; one of weight 0, or not among those of `only`, is not there"
     if rescale not in ("none", "norm"): raise ValueError(f"rescale {rescale!r}: expected 'none' or 'norm'")
@@ -345,7 +360,7 @@ def _combine(loras, weights, rule, rank, rescale, name, progress=False, only=Non
         if lacking := [lora.name for lora, u in zip(loras, members) if u is None]: notes.append(f"{module} is missing in {', '.join(lacking)}: counts as zero")
         ranks = [u.up.shape[1] for u in present]
         if isinstance(weights, str): w = _agreement(members)
-        else: w = weights[here] if only is None else weights[here] * weights.sum() / weights[here].sum()
+        else: w = weights[here] if only is None else weights[here] * _share(module, weights, here)
         with warnings.catch_warnings(record=True) as caught: # dozens of modules, one note
             warnings.simplefilter("always", NonUniqueMeanWarning)
             up, down, parts = _merge_module(members, w, rule, sum(ranks) if rank == "sum" else rank or max(ranks), rescale)
@@ -363,6 +378,11 @@ def _combine(loras, weights, rule, rank, rescale, name, progress=False, only=Non
     per_module = pd.DataFrame.from_dict(rows, orient="index").rename_axis("module")
     return Merged(merged, _ratio(totals[0], totals[1]) ** 0.5, _ratio(totals[2], totals[3]), _cosine(totals), per_module, notes)
 
+def _share(module, weights, here):
+    "Factor that gives those who take part the weight of all"
+    if weights[here].sum().abs() < 1e-12: raise ValueError(f"{module}: the weights {weights[here].tolist()} of those who take part there sum to 0")
+    return weights.sum() / weights[here].sum()
+
 def _ratio(a, b): return float(a / b) if b > 0 else 0.0
 
 def _cosine(parts): return float(parts[4] / parts[5]) if parts[5] > 1e-9 * parts[3] else float("nan")
@@ -370,7 +390,7 @@ def _cosine(parts): return float(parts[4] / parts[5]) if parts[5] > 1e-9 * parts
 def mean_lora(
     loras:Sequence[LoRA], # N adapters of one base model
     weights:Sequence[float]|str|None=None, # (N,) normalised to sum 1; default uniform; "agreement": by mean cosine with the others, per module
-    method:str="svd", # "svd", "cat", "karcher" or "chordal"
+    method:str="svd", # "svd", "cat", "karcher" or "chordal"; or a rule of `merge`, with its own defaults
     rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
     name:str="mean",
@@ -379,14 +399,14 @@ def mean_lora(
 )->Merged:
     "The mean of several adapters"
     if not len(loras): raise ValueError("a mean of no adapters: pass at least one")
-    if method not in MEANS: raise ValueError(f"method {method!r}: expected one of {', '.join(MEANS)}; `merge` has further rules")
     if not isinstance(weights, str):
         w = torch.as_tensor([1.0] * len(loras) if weights is None else weights, dtype=torch.float64)
         if not w.isfinite().all() or w.sum().abs() < 1e-12: raise ValueError(f"weights {w.tolist()} do not sum to a number other than 0")
         weights = w / w.sum() # type: ignore[assignment]
-    return _combine(loras, weights, MEANS[method], "sum" if method == "cat" else rank, rescale, name, progress, only)
+    from loragrass.merging import merge # the next page, which builds on this one
+    return merge(loras, weights, method, rank, rescale, name, progress=progress, only=only)
 
-# %% ../nbs/04_cluster_merge.ipynb #1ecf70b5
+# %% ../nbs/04_cluster_merge.ipynb #c6b3237e
 def _aligned(labels, reference):
     "Rename labels by the assignment of largest overlap with the reference"
     k = max(labels.max(), reference.max()) + 1
@@ -424,13 +444,14 @@ class ClusterMerge:
         return pd.DataFrame([[_rand(a, b) for b in rows] for a in rows], names, names)
 
     def summary(self)->pd.DataFrame: # one row a group
-        "Group, members, medoid, similarity inside and outside, cosine of the updates, rank of the mean, its error and energy"
+        "Group, members (and, where layers have groups of their own, how many take part in a module, on average), medoid, similarity inside and outside, cosine of the updates, rank of the mean, its error and energy"
         K, names, rows = self.similarity_.joint.numpy(), self.similarity_.names, []
         for g, merged in enumerate(self.merged_):
             inside = np.flatnonzero(self.labels_ == g)
             outside = np.flatnonzero(self.labels_ != g)
             pairs = K[np.ix_(inside, inside)][np.triu_indices(len(inside), 1)]
-            rows.append({"group": g, "size": len(inside), "members": ", ".join(names[i] for i in inside), "medoid": names[self.medoids_[g]],
+            by_layer = {"size_by_layer": (self.layer_labels_.to_numpy() == g).sum(1).mean()} if self.parameters["per_layer"] else {}
+            rows.append({"group": g, "size": len(inside), **by_layer, "members": ", ".join(names[i] for i in inside), "medoid": names[self.medoids_[g]],
                          "inside": pairs.mean() if len(pairs) else np.nan, "outside": K[np.ix_(inside, outside)].mean() if len(outside) else np.nan, "cosine": merged.cosine,
                          "rank": max((u.up.shape[1] for u in merged.lora.values()), default=0), "rel_error": merged.rel_error, "energy": merged.energy})
         return pd.DataFrame(rows).set_index("group")
@@ -452,7 +473,12 @@ def layer_means(
     rows = dict(zip(layer_labels.index, layer_labels.to_numpy()))
     return [mean_lora(loras, only={m: row == j for m, row in rows.items()}, name=f"mean_{j}", **options) for j in range(int(layer_labels.to_numpy().max()) + 1)]
 
-# %% ../nbs/04_cluster_merge.ipynb #b918abe6
+# %% ../nbs/04_cluster_merge.ipynb #a32fab65
+def _warn_missing(sim, stacklevel):
+    "Adapters of different modules"
+    if sim.missing: warnings.warn(f"{len(sim.missing)} of {len(sim.modules)} modules are missing in some adapters ({next(iter(sim.missing))} in {len(next(iter(sim.missing.values())))} of {len(sim.names)}): they make adapters less alike, "
+                                  "and in a mean they count as zero", UserWarning, stacklevel)
+
 class UnrelatedWarning(UserWarning):
     "Adapters in one group have next to nothing in common"
 
@@ -462,14 +488,14 @@ def _warn_unrelated(merged, stacklevel):
         warnings.warn(f"nothing in common: in group {', '.join(alone)}, the mean cosine between updates in brackets, a mean keeps little of its members. "
                       "Ask for more groups, take the medoid, or merge by a rule that is for adapters that differ (loragrass.merging)", UnrelatedWarning, stacklevel)
 
-# %% ../nbs/04_cluster_merge.ipynb #dee43f2a
+# %% ../nbs/04_cluster_merge.ipynb #300c2d50
 def cluster_merge(
     loras:Sequence[LoRA], # N adapters of one base model
     n_clusters:int|str="auto", # or the number of groups
-    method:str="svd", # of the means: "svd", "cat", "karcher" or "chordal"
+    method:str="svd", # of the means, as `mean_lora` has it
     clustering:str="spectral", # a method of `cluster`
     side:str="left", # subspaces compared: "left" (outputs), "right" (inputs) or "both"
-    weighted:bool=True, # weight directions by √S
+    weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights
     kernel:str="projection",
     rank:int|None=None, # of the means; default: the largest of the members'
     weights:Sequence[float]|str|None=None, # of the members in their mean, (N,); default uniform; "agreement": by mean cosine with the others, per module
@@ -490,7 +516,8 @@ def cluster_merge(
     health = kernel_health(sim.joint, n_clusters=len(groups)) if len(loras) > 2 else None
     if health and health.verdict in ("degenerate", "indefinite"): health.warn(3)
     if side != "left": _warn_shared_init(loras, len(groups), random_state, kernel, weighted)
-    layers = pd.DataFrame.from_dict({m: _layer_labels(M, labels, len(groups), random_state) for m, M in sim.modules.items()}, orient="index", columns=sim.names).rename_axis("module")
+    _warn_missing(sim, 3)
+    layers = pd.DataFrame.from_dict({m: _layer_labels(M, labels, random_state) for m, M in sim.modules.items()}, orient="index", columns=sim.names).rename_axis("module")
     options = {"method": method, "rank": rank, "rescale": rescale}
     if per_layer: merged = layer_means(loras, layers, weights=weights, **options)
     else: merged = [mean_lora([loras[i] for i in group], weights if weights is None or isinstance(weights, str) else [weights[int(i)] for i in group], name=f"mean_{g}", **options)
@@ -498,22 +525,22 @@ def cluster_merge(
     _warn_unrelated(merged, 3)
     return ClusterMerge(labels, layers, [m.lora for m in merged], [int(g[K[np.ix_(g, g)].sum(0).argmax()]) for g in groups], merged, sim, found, health, called)
 
-def _layer_labels(K, reference, n_clusters, random_state):
+def _layer_labels(K, reference, random_state):
     "Group one module's adapters alone and align the labels; −1 where an adapter lacks the module"
     here = (K.diagonal() > 0).numpy()
     out = np.full(len(K), -1)
-    if here.sum() >= n_clusters: out[here] = _aligned(cluster(K[here][:, here], n_clusters, random_state=random_state).labels, reference[here])
+    if here.any(): out[here] = _aligned(cluster(K[here][:, here], len(set(reference[here])), random_state=random_state).labels, reference[here])
     return out
 
-# %% ../nbs/04_cluster_merge.ipynb #c843bc62
+# %% ../nbs/04_cluster_merge.ipynb #dede5f02
 class SharedInitWarning(UserWarning):
     "The right subspaces group the adapters by their initial A"
 
-def _warn_shared_init(loras, n_clusters, random_state, kernel="projection", weighted=True):
+def _warn_shared_init(loras, n_clusters, random_state, kernel="projection", weighted=None):
     left, right = (similarity(loras, kernel, s, weighted) for s in ("left", "right"))
     l, r = (cluster(s, n_clusters, random_state=random_state).labels for s in (left, right))
     same_l, same_r, K = np.equal.outer(l, l), np.equal.outer(r, r), right.joint.numpy()
     only_r, only_l = same_r & ~same_l, same_l & ~same_r
     if adjusted_rand_score(l, r) < 0.5 and only_r.any() and only_l.any() and K[only_r].mean() > K[only_l].mean():
         warnings.warn("shared initial A: the right subspaces group these adapters otherwise than the left ones do, "
-                      "as happens when adapters were started from one A; take side='left', or weighted=True", SharedInitWarning, stacklevel=3)
+                      "as happens when adapters were started from one A; take side='left'", SharedInitWarning, stacklevel=3)

@@ -7,9 +7,9 @@ Docs: https://loragrass.github.io/loragrass/clustering.html.md"""
 # %% auto #0
 __all__ = ['METHODS', 'KernelKMeans', 'Clusters', 'cluster_kernel', 'GrassmannKMeans']
 
-# %% ../nbs/02b_clustering.ipynb #843c8910
+# %% ../nbs/02b_clustering.ipynb #5d65efbd
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -150,7 +150,7 @@ def _shuffle(K, rng):
     out[i, j] = out[j, i] = rng.permutation(K[i, j])
     return out
 
-# %% ../nbs/02b_clustering.ipynb #2843835f
+# %% ../nbs/02b_clustering.ipynb #2d8ecd4c
 def cluster_kernel(
     K:Tensor|np.ndarray, # (N, N) kernel matrix ≥ 0
     n_clusters:int|str="auto", # or the number of groups; "hdbscan" finds its own
@@ -165,7 +165,14 @@ def cluster_kernel(
     if method not in (*METHODS, "hdbscan"): raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}, hdbscan")
     if M.ndim != 2 or M.shape[1] != N or not N: raise ValueError(f"K has shape {M.shape}; expected a kernel matrix (N, N)")
     if M.min() < -1e-12: raise ValueError(f"grouping needs similarities ≥ 0, got {M.min():.2g}; take a kernel such as 'projection'")
-    if n_clusters != "auto" and not 1 <= int(n_clusters) <= N: raise ValueError(f"n_clusters={n_clusters}: expected 'auto' or 1 … {N}, as many as there are")
+    zero = ~M.any(0)
+    if zero.any() and not zero.all():
+        found = cluster_kernel(M[~zero][:, ~zero], n_clusters, method, normalized, max_clusters, random_state)
+        labels = np.full(N, N)
+        labels[~zero] = found.labels
+        return replace(found, labels=_first_seen(labels), note="; ".join(filter(None, [found.note, f"{zero.sum()} that are not like anything, not even themselves (zero updates), are a group of their own"])))
+    if n_clusters != "auto" and n_clusters not in range(1, N + 1): raise ValueError(f"n_clusters={n_clusters}: expected 'auto' or 1 … {N}, as many as there are")
+    if zero.all(): return Clusters(np.zeros(N, int), note="nothing here is like anything, not even itself (zero updates)")
     if method == "hdbscan":
         labels = HDBSCAN(min_cluster_size=2, metric="precomputed", copy=True).fit_predict(_distances(M)) # type: ignore[arg-type]
         return Clusters(_first_seen(np.where(labels < 0, N + np.arange(N), labels)))

@@ -7,17 +7,18 @@ Docs: https://loragrass.github.io/loragrass/merging.html.md"""
 # %% auto #0
 __all__ = ['RULES', 'Rule', 'merge']
 
-# %% ../nbs/04a_merging.ipynb #b7cb0003
+# %% ../nbs/04a_merging.ipynb #e24babb8
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from sklearn.cluster import KMeans
 
-from .cluster_merge import MEANS, Merged, _combine, _Cores, _sum, _svds
+from .cluster_merge import MEANS, Merged, _combine, _Cores, _subspace_mean, _sum, _svds
 from .lora_io import LoRA
+from .means import karcher_median
 
 # %% ../nbs/04a_merging.ipynb #64bd69d2
 class Rule(NamedTuple):
@@ -32,7 +33,7 @@ RULES = {
     "chordal": Rule(MEANS["chordal"], "extrinsic mean on Gr × Gr, least-squares core"),
 }
 
-# %% ../nbs/04a_merging.ipynb #7fa706f5
+# %% ../nbs/04a_merging.ipynb #610d16bd
 def merge(
     loras:Sequence[LoRA], # N adapters of one base model
     weights:Sequence[float]|str, # (N,) as given; "agreement": of sum 1, by mean cosine with the others, per module
@@ -42,16 +43,18 @@ def merge(
     name:str="merged",
     random_state:int=0, # of rules that draw: "dare", "dare_ties", "lego"
     progress:bool=False,
+    only:Mapping[str, Sequence[bool]]|None=None, # module → which of the adapters take part there (N,); default: all
     **options, # of the rule: density, coordinates, beta, count; see where it is defined
 )->Merged:
     "Many adapters in one, weights as given"
     if not len(loras): raise ValueError("nothing to merge: pass at least one adapter")
     if method not in RULES: raise ValueError(f"method {method!r}: expected one of {', '.join(RULES)}")
+    if method == "cat" and rank not in (None, "sum"): raise ValueError(f"method 'cat' is exact, at the sum of all ranks; for rank {rank} take 'svd'")
     combine, takes = RULES[method].combine, list(inspect.signature(RULES[method].combine).parameters)[3:]
     if unknown := set(options) - set(takes) | set(options) & {"rng"}:
         raise ValueError(f"method {method!r} does not know {', '.join(sorted(unknown))}; its options: {', '.join(t for t in takes if t != 'rng') or 'none'}")
     if "rng" in takes: options["rng"] = torch.Generator().manual_seed(random_state)
-    merged = _combine(loras, weights, partial(combine, **options) if options else combine, "sum" if method == "cat" else rank, rescale, name, progress)
+    merged = _combine(loras, weights, partial(combine, **options) if options else combine, "sum" if method == "cat" else rank, rescale, name, progress, only)
     if RULES[method].raw: merged.notes.append(f"{method} looks at raw factors: other factors of the same updates give another result")
     return merged
 
@@ -91,7 +94,7 @@ RULES |= {
     "tucker": Rule(_hooi, "De Lathauwer, De Moor & Vandewalle 2000: HOOI"),
 }
 
-# %% ../nbs/04a_merging.ipynb #d8efa1d0
+# %% ../nbs/04a_merging.ipynb #f78cdd09
 def _procrustes(cores, weights, rank, tol=1e-12, max_iter=500):
     U, S, Vh = _svds(cores)
     k = max(1, int((S > 1e-5 * S.amax(1, keepdim=True)).sum(1).max()))
@@ -109,7 +112,9 @@ def _sphere(cores, weights, rank, tol=1e-8, max_iter=100):
     norms = cores.M.flatten(1).norm(dim=1)
     unit = cores.M / norms.clamp_min(1e-300)[:, None, None]
     G, w = unit.flatten(1) @ unit.flatten(1).mT, _positive(weights) * (norms > 0)
-    w, c = w / w.sum().clamp_min(1e-300), w / (w @ G @ w).sqrt().clamp_min(1e-300)
+    w, size = w / w.sum(), (w @ G @ w).clamp_min(0).sqrt() / w.sum()
+    if size < 1e-7: return torch.zeros_like(unit[0]) # the directions cancel: every point is as good a mean
+    c = w / size
     for _ in range(max_iter):
         cos = (G @ c).clamp(-1, 1)
         sin = (1 - cos.square()).sqrt()
@@ -129,13 +134,31 @@ def _median(cores, weights, rank, tol=1e-10, max_iter=500):
         if (c - before).abs().max() < tol: break
     return weights.sum() * torch.einsum("i,ipq->pq", c, cores.M)
 
+def _polar_quotient(cores, weights, rank, tol=1e-10, max_iter=500):
+    U, S, Vh = _svds(cores)
+    live = S[:, 0] > 0
+    k = int((S[live] > 1e-5 * S[live, :1]).sum(1).min())
+    U, S, V, w = U[live, :, :k], S[live, :k], Vh.mT[live, :, :k], _positive(weights)[live]
+    w = (w / w.sum())[:, None, None]
+    polar = lambda X: (lambda P, _, Qh: P @ Qh)(*torch.linalg.svd(X, full_matrices=False))
+    X, Y = polar(_leading(w.sqrt() * torch.cat([U, V], 1), k).view(2, -1, k)) # near the extrinsic mean of both
+    Q = torch.eye(k).to(U)
+    for _ in range(max_iter):
+        Q, before = polar(U.mT @ X + V.mT @ Y), Q
+        X, Y = polar((w * (U @ Q)).sum(0)), polar((w * (V @ Q)).sum(0))
+        if (Q - before).norm() <= tol * k ** 0.5: break
+    logs, T = torch.linalg.eigh((w * (Q.mT * S.log()[:, None] @ Q)).sum(0))
+    return weights.sum() * X @ (T * logs.exp()) @ T.mT @ Y.mT
+
 RULES |= {
+    "karcher_median": Rule(_subspace_mean(lambda points, w, k: karcher_median(points, w, k=k).median), "Fletcher, Venkatasubramanian & Joshi 2009, on Gr × Gr, least-squares core"),
+    "polar": Rule(_polar_quotient, "da Silva et al. 2026 (GeoMerge), from its abstract: U, P, V modulo O(r)"),
     "procrustes": Rule(_procrustes, "Gower 1975, on balanced factors"),
     "sphere": Rule(_sphere, "mergekit `karcher`: unit sphere of all matrices"),
     "median": Rule(_median, "Weiszfeld 1937; Pillutla, Kakade & Harchaoui 2022"),
 }
 
-# %% ../nbs/04a_merging.ipynb #d005a501
+# %% ../nbs/04a_merging.ipynb #2f584f8b
 def _coordinates(cores, coordinates):
     "(left basis (m, p), entries (N, p, ·), right basis or None for the columns as they are)"
     if coordinates == "left":
@@ -164,7 +187,9 @@ def _kept(X, density):
 def _elected(X, weights):
     "Elect the sign of the weighted sum, and average those that agree (Yadav et al. 2023, Alg. 1)"
     X = weights[:, None, None] * X
-    agree = (X.sign() == X.sum(0).sign()) & (X != 0)
+    total = X.sum(0)
+    elected = torch.where(total.abs() > 1e-12 * X.abs().sum(0), total.sign(), 0.0) # a sum that cancels to rounding elects nobody
+    agree = (X.sign() == elected) & (X != 0)
     voters = (weights.abs()[:, None, None] * agree).sum(0)
     return weights.abs().sum() * (X * agree).sum(0) / voters.clamp_min(1e-300)
 
@@ -190,7 +215,7 @@ RULES |= {
     "dare_ties": Rule(_dare_ties, "Yu et al. 2024, then signs and means of Yadav et al. 2023"),
 }
 
-# %% ../nbs/04a_merging.ipynb #7aecad9e
+# %% ../nbs/04a_merging.ipynb #6068fa6c
 def _polar(X):
     "The nearest partial isometry; columns of zeros stay zero"
     P, s, Qh = torch.linalg.svd(X, full_matrices=False)
@@ -204,7 +229,7 @@ def _flat(M, rank, count=None):
 
 def _tsv(cores, weights, rank):
     U, S, Vh = _svds(cores)
-    k = -(-rank // len(weights))
+    k = S.shape[1] if rank >= (S > 1e-5 * S[:, :1]).sum() else -(-rank // len(weights))
     U, S, V = U[..., :k], S[:, :k] * (S[:, :k] > 1e-5 * S[:, :1]), Vh.mT[..., :k]
     stacked = [(X * (S > 0)[:, None]).movedim(0, 1).flatten(1) for X in (U, V)]
     return _polar(stacked[0]) * (weights[:, None] * S).flatten() @ _polar(stacked[1]).mT # eq. 9
@@ -215,7 +240,7 @@ RULES |= {
     "tsv_iso": Rule(lambda cores, weights, rank, count=None: _flat(_tsv(cores, weights, rank), rank, count), "Panariello et al. 2025: TSV, then Iso-C"),
 }
 
-# %% ../nbs/04a_merging.ipynb #c80f3f78
+# %% ../nbs/04a_merging.ipynb #1aa01c3f
 def _ctm(cores, weights, rank, density=0.25, beta=0.25):
     norms = cores.M.flatten(1).norm(dim=1).clamp_min(1e-300)
     U, V = _tucker(cores.M * (beta + (1 - beta) * norms.mean() / norms)[:, None, None], rank)
@@ -230,8 +255,8 @@ def _pico(cores, weights, rank):
     B = [b for b, _ in _factors(cores.updates)]
     U, S, _ = torch.linalg.svd(cores.left.mT @ torch.cat(B, 1), full_matrices=False)
     alpha = 1 / (1 + (len(B) - 1) * S.square() / S.square().sum().clamp_min(1e-300))
-    M = U * alpha @ (U.mT @ _sum(cores, weights, rank))
-    return M * (weights.abs() @ cores.M.flatten(1).norm(dim=1) / M.norm().clamp_min(1e-300))
+    M, norm = U * alpha @ (U.mT @ _sum(cores, weights, rank)), weights.abs() @ cores.M.flatten(1).norm(dim=1)
+    return M * (norm / M.norm()) if M.norm() > 1e-12 * norm else torch.zeros_like(M) # what cancels has no direction to restore
 
 RULES |= {
     "ctm": Rule(_ctm, "He et al. 2026: CtM with TIES"),

@@ -3,10 +3,11 @@ import subprocess, sys, warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
-from loragrass.cluster_merge import MEANS, SharedInitWarning, UnrelatedWarning, cluster, cluster_merge, compare, mean_lora, similarity
+from loragrass.cluster_merge import MEANS, SharedInitWarning, UnrelatedWarning, cluster, cluster_merge, compare, layer_means, mean_lora, similarity
 from loragrass.clustering import GrassmannKMeans
 from loragrass.kernels import KernelDegenerateWarning
 from loragrass.lora_io import LoRA, LoRAUpdate
@@ -87,7 +88,12 @@ def test_missing_modules_count_as_zero_and_are_named():
     (lambda: mean_lora([adapter(1), adapter(2, shapes=((10, 9), (7, 9)))]), "shapes differ"),
     (lambda: similarity([adapter(1), adapter(2, shapes=((10, 9), (7, 9)))]), "shapes differ"),
     (lambda: similarity([adapter(1)], side="up"), "'left', 'right' or 'both'"),
-    (lambda: similarity([adapter(1)], kernel="binet_cauchy"), "weighted=False"),
+    (lambda: similarity([adapter(1)], kernel="binet_cauchy", weighted=True), "weighted=False"),
+    (lambda: similarity([adapter(1)], kernel="cosine"), "choose one of projection"),
+    (lambda: similarity([adapter(1), LoRA({"m0": replace(adapter(2)["m0"], up=torch.full((12, 3), float("nan")))}, name="burnt")]), "m0 of burnt has NaN"),
+    (lambda: compare(LoRA({}), LoRA({})), "both adapters are empty"),
+    (lambda: layer_means([adapter(i) for i in range(3)], pd.DataFrame([[0, 0, 1], [0, 1, 1]], ["m0", "m1"]), weights=[1, -1, 1]), "m0: the weights .* sum to 0"),
+    (lambda: cluster(torch.eye(4), 2.5), "1 … 4"),
     (lambda: similarity([adapter(1)], modules={"nowhere": 1.0}), "no module"),
     (lambda: cluster(torch.eye(4), 5), "1 … 4"),
     (lambda: cluster([adapter(1), adapter(2)], 2, "grassmann"), "expected one of"),
@@ -237,3 +243,17 @@ def test_copies_are_one_group():
     result = cluster_merge([gauged(adapter(1), i) for i in range(6)])
     assert not result.labels_.any()
     close(result.means_[0], adapter(1), 1e-4)
+
+@pytest.mark.parametrize("clustering", ["spectral", "agglomerative", "kernel_kmeans", "hdbscan", "grassmann_kmeans"])
+def test_adapters_without_an_update_are_a_group_of_their_own(clustering):
+    members = [gauged(adapter(i), j) for i in (1, 2) for j in range(3)]
+    zero = LoRA({m: replace(u, up=torch.zeros_like(u.up)) for m, u in members[0].items()}, name="untrained")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = cluster_merge([*members[:3], zero, *members[3:], LoRA({}, name="empty")], 2, clustering=clustering)
+    assert result.labels_.tolist() == [0, 0, 0, 1, 2, 2, 2, 1] and "zero updates" in repr(result)
+    assert all(not u.norm() for u in result.means_[1].values())
+    assert cluster_merge([zero, zero]).labels_.tolist() == [0, 0]
+
+def test_modules_that_some_lack_are_told():
+    with pytest.warns(UserWarning, match="1 of 2 modules are missing in some adapters .m1 in 1 of 3"): cluster_merge([adapter(1), adapter(2), LoRA({"m0": adapter(3)["m0"]})], 1)
