@@ -337,7 +337,7 @@ def _merge_module(updates, weights, rule, rank, rescale):
     own = w.square() @ part.norms
     return up, down, torch.stack([part.error, part.exact, w @ part.kept, w @ part.norms, part.exact - own, (w @ part.norms.sqrt()).square() - own])
 
-# %% ../nbs/04_cluster_merge.ipynb #53c1e44f
+# %% ../nbs/04_cluster_merge.ipynb #c862daff
 def _combine(loras, weights, rule, rank, rescale, name, progress=False, only=None):
     "The adapter that a rule(cores, weights, rank) makes of N adapters, module by module; one of weight 0, or not among those of `only`, is not there"
     if rescale not in ("none", "norm"): raise ValueError(f"rescale {rescale!r}: expected 'none' or 'norm'")
@@ -357,7 +357,7 @@ def _combine(loras, weights, rule, rank, rescale, name, progress=False, only=Non
         if all(u is None for u in members): continue
         _check_shapes(module, members, loras)
         present = [u for u in members if u is not None]
-        if lacking := [lora.name for lora, u in zip(loras, members) if u is None]: notes.append(f"{module} is missing in {', '.join(lacking)}: counts as zero")
+        if lacking := [lora.name for lora, u in zip(loras, members) if u is None]: notes.append(f"{module} is missing in {', '.join(lacking)}: {'has no weight' if isinstance(weights, str) else 'counts as zero'} there")
         ranks = [u.up.shape[1] for u in present]
         if isinstance(weights, str): w = _agreement(members)
         else: w = weights[here] if only is None else weights[here] * _share(module, weights, here)
@@ -406,7 +406,7 @@ def mean_lora(
     from loragrass.merging import merge # the next page, which builds on this one
     return merge(loras, weights, method, rank, rescale, name, progress=progress, only=only)
 
-# %% ../nbs/04_cluster_merge.ipynb #c6b3237e
+# %% ../nbs/04_cluster_merge.ipynb #dc0a61ed
 def _aligned(labels, reference):
     "Rename labels by the assignment of largest overlap with the reference"
     k = max(labels.max(), reference.max()) + 1
@@ -456,7 +456,7 @@ class ClusterMerge:
                          "rank": max((u.up.shape[1] for u in merged.lora.values()), default=0), "rel_error": merged.rel_error, "energy": merged.energy})
         return pd.DataFrame(rows).set_index("group")
 
-    def __repr__(self): return f"ClusterMerge: {len(self.labels_)} adapters in {len(self.means_)} groups, means by {self.method}; {self.clusters_.note or '.summary() tells more'}"
+    def __repr__(self): return f"ClusterMerge: {len(self.labels_)} adapters in {len(self.means_)} group{'s' * (len(self.means_) > 1)}, means by {self.method}; {self.clusters_.note or '.summary() tells more'}"
 
 def _rand(a, b):
     "Adjusted Rand index over the adapters that both have labels for"

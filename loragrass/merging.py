@@ -1,4 +1,4 @@
-"""Every published rule that puts many adapters in the place of one, and a table that says when each is right
+"""Published rules that put many adapters in the place of one, and a table that says when each is right
 
 Docs: https://loragrass.github.io/loragrass/merging.html.md"""
 
@@ -94,7 +94,7 @@ RULES |= {
     "tucker": Rule(_hooi, "De Lathauwer, De Moor & Vandewalle 2000: HOOI"),
 }
 
-# %% ../nbs/04a_merging.ipynb #f78cdd09
+# %% ../nbs/04a_merging.ipynb #4a110d26
 def _procrustes(cores, weights, rank, tol=1e-12, max_iter=500):
     U, S, Vh = _svds(cores)
     k = max(1, int((S > 1e-5 * S.amax(1, keepdim=True)).sum(1).max()))
@@ -151,7 +151,7 @@ def _polar_quotient(cores, weights, rank, tol=1e-10, max_iter=500):
     return weights.sum() * X @ (T * logs.exp()) @ T.mT @ Y.mT
 
 RULES |= {
-    "karcher_median": Rule(_subspace_mean(lambda points, w, k: karcher_median(points, w, k=k).median), "Fletcher, Venkatasubramanian & Joshi 2009, on Gr × Gr, least-squares core"),
+    "karcher_median": Rule(_subspace_mean(lambda points, w, k: karcher_median(points, w, k=k, max_iter=20).median), "Fletcher, Venkatasubramanian & Joshi 2009, on Gr × Gr, least-squares core"),
     "polar": Rule(_polar_quotient, "da Silva et al. 2026 (GeoMerge), from its abstract: U, P, V modulo O(r)"),
     "procrustes": Rule(_procrustes, "Gower 1975, on balanced factors"),
     "sphere": Rule(_sphere, "mergekit `karcher`: unit sphere of all matrices"),
