@@ -20,8 +20,9 @@ from .cluster_merge import MEANS, Merged, _combine, _Cores, _subspace_mean, _sum
 from .lora_io import LoRA
 from .means import karcher_median
 
-# %% ../nbs/04a_merging.ipynb #64bd69d2
+# %% ../nbs/04a_merging.ipynb #3afd775b
 class Rule(NamedTuple):
+    "A way to put several updates of one module in the place of one"
     combine: Callable[..., Any] # (cores, weights, rank, **options) → core matrix (p, q), or a `_Cores` in bases of its own
     source: str # who defined it
     raw: bool = False # looks at the factors and not only at their product: B → BG, A → G⁻¹A changes the result
