@@ -488,7 +488,7 @@ def _warn_unrelated(merged, stacklevel):
         warnings.warn(f"nothing in common: in group {', '.join(alone)}, the mean cosine between updates in brackets, a mean keeps little of its members. "
                       "Ask for more groups, take the medoid, or merge by a rule that is for adapters that differ (loragrass.merging)", UnrelatedWarning, stacklevel)
 
-# %% ../nbs/04_cluster_merge.ipynb #300c2d50
+# %% ../nbs/04_cluster_merge.ipynb #2c7adf93
 def cluster_merge(
     loras:Sequence[LoRA], # N adapters of one base model
     n_clusters:int|str="auto", # or the number of groups
@@ -508,6 +508,7 @@ def cluster_merge(
     called = {name: value for name, value in locals().items() if name not in ("loras", "progress")}
     loras = list(loras)
     if not loras: raise ValueError("no adapters to group: pass at least one")
+    if len(loras) > LARGE: raise ValueError(f"{len(loras)} adapters: this compares all pairs in each module, and keeps that, up to {LARGE}; group them with `cluster`, then average each group with `mean_lora`")
     if weights is not None and not isinstance(weights, str) and len(weights) != len(loras): raise ValueError(f"{len(weights)} weights for {len(loras)} adapters")
     sim = similarity(loras, kernel, side, weighted, progress=progress)
     found = _kmeans(loras, sim, n_clusters, random_state) if clustering == "grassmann_kmeans" else cluster(sim, n_clusters, clustering, random_state=random_state)

@@ -257,3 +257,6 @@ def test_adapters_without_an_update_are_a_group_of_their_own(clustering):
 
 def test_modules_that_some_lack_are_told():
     with pytest.warns(UserWarning, match="1 of 2 modules are missing in some adapters .m1 in 1 of 3"): cluster_merge([adapter(1), adapter(2), LoRA({"m0": adapter(3)["m0"]})], 1)
+
+def test_too_many_for_all_pairs():
+    with pytest.raises(ValueError, match="5001 adapters: .* group them with `cluster`"): cluster_merge([adapter(1)] * 5001)
