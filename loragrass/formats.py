@@ -42,7 +42,7 @@ class _Recipe(NamedTuple):
 
     def update(self, up, down): return LoRAUpdate(up, down, self.scale, self.weight_shape, self.transposed)
 
-# %% ../nbs/03c_formats.ipynb #729f6879
+# %% ../nbs/03c_formats.ipynb #7909c7b1
 class _Updates(Mapping[str, LoRAUpdate]):
     "Module → update, read from the file when asked for"
     def __init__(self, file:TensorFile, recipes:dict): self.file, self.recipes, self.kept = file, recipes, {}
@@ -57,20 +57,27 @@ class _Updates(Mapping[str, LoRAUpdate]):
     def __getitem__(self, module):
         r = self.recipes[module]
         tensors = dict(zip(r.keys, self.file.read(list(r.keys.values()))))
-        for role, t in tensors.items():
-            if not _finite(t):
-                text = f"{r.keys[role]} holds {_count_bad(t)} NaN or infinite values. Training diverged. drop_bad=True leaves such modules out"
-                raise LoRAFormatError(text, self.file.path, module, "E4")
-        if r.approx is None: up, down = READERS[r.kind].build(**tensors)
-        else: up, down, self.kept[module] = approximate(r.kind, tensors, r.approx)
+        peaks = {role: _peak(t) for role, t in tensors.items()}
+        if not math.prod(max(p, 1) for p in peaks.values()) * max(abs(r.scale), 1) < 1e30: # beyond it float32 ends; NaN is no number below
+            role = max(peaks, key=lambda role: (not math.isfinite(peaks[role]), peaks[role]))
+            holds = f"values up to {peaks[role]:.2g}" if math.isfinite(peaks[role]) else f"{_count_bad(tensors[role])} NaN or infinite values"
+            text = f"{r.keys[role]} holds {holds}. Training diverged. drop_bad=True leaves such modules out"
+            raise LoRAFormatError(text, self.file.path, module, "E4")
+        try:
+            if r.approx is None: up, down = READERS[r.kind].build(**tensors)
+            else: up, down, self.kept[module] = approximate(r.kind, tensors, r.approx)
+        except Exception as e: # whatever a kind of update makes of tensors that do not fit it is the file's fault
+            text = f"{module}: no update comes of its tensors ({str(e)[:200]}). The file was put together wrongly; this module cannot be used"
+            raise LoRAFormatError(text, self.file.path, module, "E6") from e
         if r.part:
             up = up[slice(*r.part)]
             if 0 < (used := up.float().any(0)).sum() < len(used): up, down = up[:, used], down[used] # trained apart, stored block-diagonal
         return r.update(up, down)
 
-def _finite(t):
+def _peak(t):
+    "Largest absolute value; NaN or infinite if one is"
     low, high = (t if t.dtype.itemsize > 1 else t.float()).aminmax() # several times as fast as isfinite
-    return math.isfinite(low) and math.isfinite(high)
+    return max(-float(low), float(high))
 
 def _count_bad(t): return int((~t.float().isfinite()).sum())
 
@@ -121,15 +128,16 @@ class _Options(NamedTuple):
     scale:float|None = None
     limits:Mapping[str, int]|None = None
 
-# %% ../nbs/03c_formats.ipynb #939626c9
+# %% ../nbs/03c_formats.ipynb #65d8342c
 class _Reading:
     "What is known of a file on its way to a LoRA"
     def __init__(self, path, options:_Options):
         self.path, self.options, limits = Path(path), options, LIMITS | dict(options.limits or {})
+        if options.approx_rank is not None and options.approx_rank < 1: raise ValueError(f"approx_rank={options.approx_rank}; expected a rank of at least 1")
         weights, config = _locate(self.path, limits)
         self.file, self.config = TensorFile(weights, limits), config or {}
         configs = {"": config} if config else header_configs(self.file.metadata, self.fail)
-        self.scales = Scales(configs, options.alpha, options.scale, time.monotonic() + 20)
+        self.scales, self.deadline = Scales(configs, options.alpha, options.scale, self.tick), time.monotonic() + _PATIENCE
         self.modules:dict[str, dict] = {} # as the file spells them → (kind, role) → key
         self.shared:dict[str, str] = {} # projections that all modules of a VeRA share, by role
         self.kept:list[str] = [] # keys that are no low-rank update
@@ -140,6 +148,12 @@ class _Reading:
         self.issues:list[Issue] = []
 
     def fail(self, text, code, key=None): raise LoRAFormatError(text, self.path, key, code)
+
+    def tick(self):
+        if time.monotonic() > self.deadline:
+            self.fail(f"rank_pattern and alpha_pattern take over {_PATIENCE} s to match; write them with fewer repetitions", "E14")
+
+_PATIENCE = 20 # s for the patterns of one adapter
 
 # %% ../nbs/03c_formats.ipynb #0ade73d9
 def _sort(reading):
@@ -168,7 +182,7 @@ def _kind(reading, raw, roles):
     # Mochi's files have the tails of AdaLoRA
     return "lora" if kind == "adalora" and "E" not in keys and reading.config.get("peft_type") != "ADALORA" else kind, keys
 
-# %% ../nbs/03c_formats.ipynb #a234738d
+# %% ../nbs/03c_formats.ipynb #4df79f5a
 def _refuse_magnitude(reading, raw, key):
     if not reading.options.ignore_magnitude:
         reading.fail(f"{key}: DoRA. Its update depends on the base weights and cannot be read from the file alone. ignore_magnitude=True treats it as plain "
@@ -178,9 +192,10 @@ def _refuse_magnitude(reading, raw, key):
 def _stacked(reading, kind, keys, name):
     "Experts stacked in one parameter, PEFT's `target_parameters`, are no single update"
     if kind != "lora" or not reading.config.get("target_parameters") or "down" not in keys: return False
-    return reading.file.entries[keys["down"]].shape[0] != by_pattern(reading.config.get("rank_pattern"), name, reading.config.get("r", 8))
+    shape = reading.file.entries[keys["down"]].shape
+    return bool(shape) and shape[0] != by_pattern(reading.config.get("rank_pattern"), name, reading.config.get("r", 8), reading.tick)
 
-# %% ../nbs/03c_formats.ipynb #c661cbe2
+# %% ../nbs/03c_formats.ipynb #a2ee6424
 def _size(reading, raw, kind, keys):
     "What the tensors of a module make, their shapes checked against each other and the limits"
     entries = {role: reading.file.entries[key] for role, key in keys.items()}
@@ -190,9 +205,8 @@ def _size(reading, raw, kind, keys):
         reading.fail(f"{raw} has {', '.join(keys)} but no {' or '.join(missing)}; it needs both. The file is incomplete: download it again", "E5", raw)
     for role, e in entries.items():
         if not e.dtype.is_floating_point: fail(f"{role} holds {e.dtype}, expected floating-point numbers; quantized adapters have to be saved as float16", "E6")
-    try: size = READERS[kind].size(**{role: e.shape for role, e in entries.items()})
-    except (ValueError, IndexError, TypeError) as e:
-        fail(f"{said()}: {e if isinstance(e, ValueError) else 'a dimension is missing'}. The file was put together wrongly; this module cannot be used", "E6")
+    try: size = READERS[kind].measure({role: e.shape for role, e in entries.items()})
+    except Exception as e: fail(f"{said()}: {e}. The file was put together wrongly; this module cannot be used", "E6")
     limits, rank = reading.file.limits, reading.options.approx_rank
     if not size.low and rank is None: fail(f"{kind} ({said()}) is not low rank. approx_rank=N makes an approximation (reports the loss)", "E10")
     if size.rank > limits["rank"] and (size.low or kind == "loha"):
@@ -213,7 +227,7 @@ def _recipe(reading, raw, kind, keys):
     return _Recipe(kind, keys, size.m, size.rank, size.n, shape, conv1d or size.transposed, entries[keys["up"]].dtype if plain else torch.float32,
         approx=None if size.low else reading.options.approx_rank)
 
-# %% ../nbs/03c_formats.ipynb #4e5eaad4
+# %% ../nbs/03c_formats.ipynb #c740a68d
 def _stated(reading, key):
     "An alpha or a scale that stands in the file"
     if key is None: return None
@@ -231,7 +245,8 @@ def _scale(reading, raw, name, naming, recipe, roles):
     if alpha is not None: scale = alpha / rank if rank else 1.0 # where nothing is decomposed (LoKr), alpha has no meaning
     elif (scale := reading.scales.of(name, recipe.kind, rank or reading.config.get("r", 8))) is None:
         if naming == "peft" or recipe.kind in ("adalora", "embedding", "vera", "mlx"):
-            reading.fail("adapter_config.json missing. The scale cannot be known. Give alpha=A (scale A/r) or scale=S", "E11", raw)
+            config = "names no scale" if reading.config else "missing"
+            reading.fail(f"adapter_config.json {config}. The scale cannot be known. Give alpha=A (scale A/r) or scale=S", "E11", raw)
         scale = 1.0
         if naming != "diffusers": reading.untold.append(name)
     if fixed is not None and abs(fixed - scale) > 1e-3 * abs(scale):
@@ -240,7 +255,7 @@ def _scale(reading, raw, name, naming, recipe, roles):
     if not abs(scale) <= 1e4: reading.fail(f"{raw}: scale {scale:g} is over the limit of 10,000; its alpha cannot be right", "E14", raw)
     return scale
 
-# %% ../nbs/03c_formats.ipynb #651e57cc
+# %% ../nbs/03c_formats.ipynb #a51d7553
 def _put(reading, raw, name, recipe):
     "A recipe to its canonical name"
     if len(recipe.weight_shape) == 2 and recipe.n % 9 == 0 and recipe.kind in ("loha", "lokr") and (kernel := kernel_of(name)): # stored flat
@@ -260,7 +275,8 @@ def _parts(reading, raw, names, recipe):
     if sum(rows) != recipe.m or min(rows) < 1:
         reading.fail(f"{raw}: its {recipe.m} rows are not those of {len(names)} modules ({', '.join(names)}); it is for another model than its name says", "E6", raw)
     ends = [0, *accumulate(rows)]
-    return [recipe._replace(part=(a, b), weight_shape=(b - a, *recipe.weight_shape[1:])) for a, b in zip(ends, ends[1:])]
+    def shape(m): return (recipe.n, m) if recipe.transposed else (m, *recipe.weight_shape[1:])
+    return [recipe._replace(part=(a, b), weight_shape=shape(b - a)) for a, b in zip(ends, ends[1:])]
 
 # %% ../nbs/03c_formats.ipynb #58da7e46
 def difference(
@@ -271,7 +287,7 @@ def difference(
     up, down = torch.cat([a.scale * a.up.double(), -b.scale * b.up.double()], 1), torch.cat([a.down.double(), b.down.double()])
     return LoRAUpdate(up, down, 1.0, (len(up), down.shape[1])).norm()
 
-# %% ../nbs/03c_formats.ipynb #57189268
+# %% ../nbs/03c_formats.ipynb #2f910c70
 def _remarks(lora, reading)->Iterator[Issue]:
     "W3 to W6, from the header alone"
     rank, encoders = max(min(r.rank, r.approx or r.rank) for r in lora.updates.recipes.values()), [m for m in lora if m.startswith("text_encoder")]
@@ -283,11 +299,12 @@ def _remarks(lora, reading)->Iterator[Issue]:
     if rank > 128: yield Issue("W5", "", f"rank {rank} > 512: vLLM cannot load it" if rank > 512 else f"rank {rank} > 128 is large for many clients")
     if kept: yield Issue("W6", kept[0], f"keys skipped: {len(kept)} are no low-rank update and are kept in .passthrough, first {', '.join(kept[:3])}")
     if reading.kinds["vera"]: yield Issue("W6", "", "VeRA does not store how wide a module's input is: the widest is assumed for all")
-    if odd := next((m for m, r in lora.updates.recipes.items() if _other_rank(reading.config, m, r)), None):
+    if odd := next((m for m, r in lora.updates.recipes.items() if _other_rank(reading, m, r)), None):
         yield Issue("E6", odd, f"{odd}: the config names another rank than the tensors have; theirs counts. PEFT cannot load this adapter")
 
-def _other_rank(config, module, recipe):
-    return recipe.kind == "lora" and "r" in config and by_pattern(config.get("rank_pattern"), module, config["r"]) != recipe.rank
+def _other_rank(reading, module, recipe):
+    config = reading.config
+    return recipe.kind == "lora" and "r" in config and by_pattern(config.get("rank_pattern"), module, config["r"], reading.tick) != recipe.rank
 
 # %% ../nbs/03c_formats.ipynb #a9d5de1a
 def _add(reading, raw, roles):
@@ -392,7 +409,7 @@ def _below(folder, most):
         if len(found) > most: raise LoRAFormatError(f"over {most:,} adapters; raise it with limits={{'files': …}}", folder, code="E14")
     return found, skipped
 
-# %% ../nbs/03c_formats.ipynb #6f5f406b
+# %% ../nbs/03c_formats.ipynb #c04e5a3e
 def load_all(
     paths:str|Path|Iterable[str|Path], # a folder to search, or the adapters
     strict:bool=False, # raise for the first file that cannot be read, instead of leaving it out with a warning
@@ -405,8 +422,9 @@ def load_all(
     loras, chosen = [], _Options(**options)
     for path in tqdm(found, desc="reading headers", delay=1):
         try:
-            loras.append(lora := _read(path, chosen))
+            lora = _read(path, chosen)
             if drop_bad: _check_numbers(lora, True)
+            loras.append(lora)
         except (LoRAFormatError, OSError) as e:
             if strict: raise
             skipped.append(e if isinstance(e, LoRAFormatError) else LoRAFormatError(f"{e.strerror or e}", path, code="E1"))

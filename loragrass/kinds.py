@@ -8,14 +8,14 @@ Docs: https://loragrass.github.io/loragrass/kinds.html.md"""
 __all__ = ['GRAMMAR', 'READERS', 'parse_key', 'Size', 'Reader', 'approximate', 'Scales', 'config_scale', 'by_pattern',
            'pattern_of', 'check_config', 'header_configs']
 
-# %% ../nbs/03b_kinds.ipynb #60da2560
-import json, math, re, time
+# %% ../nbs/03b_kinds.ipynb #56c2492e
+import json, math, re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .lora_io import LoRAFormatError, LoRAUpdate
+from .lora_io import LoRAUpdate
 
 # %% ../nbs/03b_kinds.ipynb #7742c522
 GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
@@ -45,7 +45,7 @@ def parse_key(
         kind, role, _ = GRAMMAR[int(str(m.lastgroup)[1:])]
         return m[1], kind, role
 
-# %% ../nbs/03b_kinds.ipynb #0c55a253
+# %% ../nbs/03b_kinds.ipynb #7401e38e
 class Size(NamedTuple):
     "The factors that a module's tensors will make"
     m:int
@@ -59,13 +59,14 @@ def _need(ok, text):
     if not ok: raise ValueError(text)
 
 def _lora_size(down, up, mid=None):
-    _need(math.prod(up[1:]) == down[0], f"ranks {down[0]} and {math.prod(up[1:])} differ")
-    _need(mid is None or mid[:2] == (down[0], down[0]), "the middle tensor has another rank")
+    _need(up[1] == down[0], f"ranks {down[0]} and {up[1]} differ")
+    _need(math.prod(up[2:]) == 1, "up has a kernel, which only down may have")
+    _need(mid is None or mid[:2] == (down[0], down[0]) and math.prod(down[2:]) == 1, "the middle tensor has another rank, or down a kernel of its own")
     kernel = down[2:] if mid is None else mid[2:]
     return Size(up[0], down[0], down[1] * math.prod(kernel), (up[0], down[1], *kernel))
 
 def _lora(down, up, mid=None):
-    if mid is not None: down = torch.einsum("mnhw,ni->mihw", mid.float(), down.float().flatten(1)) # Tucker (CP): the kernel's core folds into down
+    if mid is not None: down = torch.einsum("mn...,ni->mi...", mid.float(), down.float().flatten(1)) # Tucker (CP): the kernel's core folds into down
     return up.flatten(1), down.flatten(1)
 
 def _embedding_size(down, up): # rows of the base are the vocabulary
@@ -84,23 +85,23 @@ def _mlx_size(down, up):
     _need(down[1] == up[0], f"ranks {down[1]} and {up[0]} differ")
     return Size(up[1], down[1], down[0], (up[1], down[0]))
 
-# %% ../nbs/03b_kinds.ipynb #5572659c
+# %% ../nbs/03b_kinds.ipynb #d511f4da
 def _pair_size(a, b, t=None):
     "rows, rank, columns and kernel of a decomposed factor, with a core `t` for the Tucker form of a convolution"
     if t is None:
-        _need(len(a) == 2 and a[1] == b[0], f"ranks {a[-1]} and {b[0]} differ")
-        return a[0], a[1], math.prod(b[1:]), ()
-    _need(t[:2] == (a[0], b[0]) and len(a) == len(b) == 2 and len(t) == 4, "the core has other ranks")
+        _need(a[1] == b[0], f"ranks {a[1]} and {b[0]} differ")
+        return a[0], a[1], b[1], ()
+    _need(t[:2] == (a[0], b[0]), "the core has other ranks")
     return a[1], a[0], b[1] * math.prod(t[2:]), t[2:]
 
 def _pair(a, b, t=None):
     a, b = a.float(), b.float()
-    return (a, b.flatten(1)) if t is None else (a.mT.contiguous(), torch.einsum("ijhw,jr->irhw", t.float(), b).flatten(1))
+    return (a, b.flatten(1)) if t is None else (a.mT.contiguous(), torch.einsum("ij...,jr->ir...", t.float(), b).flatten(1))
 
 def _loha_size(w1_a, w1_b, w2_a, w2_b, t1=None, t2=None):
     m, r1, n, kernel = _pair_size(w1_a, w1_b, t1)
-    m2, r2, n2, _ = _pair_size(w2_a, w2_b, t2)
-    _need((m, n) == (m2, n2), f"the two products are {m} × {n} and {m2} × {n2}")
+    m2, r2, n2, kernel2 = _pair_size(w2_a, w2_b, t2)
+    _need((m, n, kernel) == (m2, n2, kernel2), f"the two products are {m} × {n} and {m2} × {n2}, with kernels {kernel} and {kernel2}")
     return Size(m, r1 * r2, n, (m, n // math.prod(kernel), *kernel), low=r1 * r2 <= min(m, n))
 
 def _loha(w1_a, w1_b, w2_a, w2_b, t1=None, t2=None):
@@ -125,22 +126,31 @@ def _lokr(**tensors):
     (B1, A1), (B2, A2) = _kronecker_parts(**tensors)
     return torch.kron(B1, B2), torch.kron(A1, A2.contiguous())
 
-# %% ../nbs/03b_kinds.ipynb #7b74425c
+# %% ../nbs/03b_kinds.ipynb #1a7152df
 class Reader(NamedTuple):
     size:Callable # shapes by role → Size; ValueError when they do not fit
     build:Callable # tensors by role → up (m, r), down (r, n)
     needs:tuple=("down", "up") # roles without which there is no update; a|b: either
     rank_of:tuple=("down",) # the first of these that is there has as many rows as the rank that divides alpha
+    kernels:tuple=() # roles whose tensors may have the kernel of a convolution behind their two dimensions
+    vectors:tuple=() # roles with one dimension
+
+    def measure(self, shapes:Mapping[str, tuple])->Size:
+        "`size`, once every tensor has as many dimensions as its role"
+        for role, shape in shapes.items():
+            n = 1 if role in self.vectors else 2
+            _need(len(shape) == n or len(shape) > n and role in self.kernels, f"{role} has {len(shape)} dimensions, expected {n}")
+        return self.size(**shapes)
 
 READERS = {
-    "lora": Reader(_lora_size, _lora),
+    "lora": Reader(_lora_size, _lora, kernels=("down", "up", "mid")),
     "embedding": Reader(_embedding_size, lambda down, up: (up, down)),
     "adalora": Reader(_adalora_size, lambda down, up, E: (up, E.float() * down.float()), ("down", "up", "E")), # singular values apart
     # a shared random pair, two vectors
-    "vera": Reader(_vera_size, lambda b, d, A, B: (b[:, None].float() * B[:len(b)].float(), d[:, None].float() * A.float()), ("b", "d", "A", "B"), ("d",)),
-    "loha": Reader(_loha_size, _loha, ("w1_a", "w1_b", "w2_a", "w2_b"), ("w1_b",)),
-    "lokr": Reader(_lokr_size, _lokr, ("w1|w1_a", "w1|w1_b", "w2|w2_a", "w2|w2_b"), ("w2_b", "w1_b")),
-    "mlx": Reader(_mlx_size, lambda down, up: (up.mT, down.mT), rank_of=()), # (in, r) and (r, out)
+    "vera": Reader(_vera_size, lambda b, d, A, B: (b[:, None].float() * B[:len(b)].float(), d[:, None].float() * A.float()), ("b", "d", "A", "B"), ("d",), vectors=("b", "d")),
+    "loha": Reader(_loha_size, _loha, ("w1_a", "w1_b", "w2_a", "w2_b"), ("w1_b",), ("t1", "t2")),
+    "lokr": Reader(_lokr_size, _lokr, ("w1|w1_a", "w1|w1_b", "w2|w2_a", "w2|w2_b"), ("w2_b", "w1_b"), ("w2", "t2")),
+    "mlx": Reader(_mlx_size, lambda down, up: (up.mT, down.mT), rank_of=("up",)), # (in, r) and (r, out)
 }
 
 # %% ../nbs/03b_kinds.ipynb #50d5839e
@@ -163,13 +173,13 @@ def approximate(
 
 def _share(part, whole): return float(part.square().sum() / whole.square().sum()) if len(whole) else 1.0
 
-# %% ../nbs/03b_kinds.ipynb #1bfdec84
+# %% ../nbs/03b_kinds.ipynb #8d18a5d9
 class Scales(NamedTuple):
     "What is said about scale beside `alpha` tensors"
     configs:Mapping[str, Mapping] # component → config; "" for a PEFT or MLX adapter
     alpha:float|None=None # the caller's
     scale:float|None=None
-    deadline:float=math.inf # patterns are regular expressions from a file: matching them must end
+    tick:Callable=lambda: None # called before each match; raises when patterns, regular expressions from a file, take too long
 
     def of(self,
         module:str, # canonical
@@ -177,22 +187,25 @@ class Scales(NamedTuple):
         rank:int, # of its tensors
     )->float|None: # None if nothing says it
         "Rules 2 and 3, and the caller's word"
-        if time.monotonic() > self.deadline: raise LoRAFormatError("rank_pattern and alpha_pattern take over 20 s to match", key=module, code="E14")
         component, _, path = module.partition(".")
         for config, name in ((self.configs.get(""), module), (self.configs.get(component), path)):
-            if config: return float(config["lora_parameters"]["scale"]) if kind == "mlx" else config_scale(config, name, kind, rank)
+            if kind == "mlx" and config and "lora_parameters" in config: return float(config["lora_parameters"]["scale"])
+            if kind != "mlx" and config: return config_scale(config, name, kind, rank, self.tick)
         return self.scale if self.scale is not None else self.alpha / rank if self.alpha is not None else None
 
-def config_scale(config, name, kind, rank):
+def config_scale(config, name, kind, rank, tick=lambda: None):
     "Rule 2"
     if kind == "vera": return 1.0
-    alpha = by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", config.get("alpha", 8)))
+    alpha = by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", config.get("alpha", 8)), tick)
     if kind == "adalora": return alpha / (rank + 1e-5) # PEFT divides by ranknum + 1e-5
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
-def by_pattern(patterns, name, default):
+def by_pattern(patterns, name, default, tick=lambda: None):
     "The first pattern that matches the end of a module's name, as PEFT reads `rank_pattern` and `alpha_pattern`"
-    return next((value for pattern, value in (patterns or {}).items() if pattern_of(pattern).match(name)), default)
+    for pattern, value in (patterns or {}).items():
+        tick()
+        if pattern_of(pattern).match(name): return value
+    return default
 
 @lru_cache(100_000)
 def pattern_of(pattern):
@@ -200,7 +213,7 @@ def pattern_of(pattern):
         raise ValueError(f"the pattern {pattern[:60]!r} could take for ever to match; write it with fewer repetitions")
     return re.compile(rf"(.*\.)?({pattern})$")
 
-# %% ../nbs/03b_kinds.ipynb #7189f276
+# %% ../nbs/03b_kinds.ipynb #08ac4396
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STRANGE = ("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "use_kasa", "kasa_config")
 
@@ -217,12 +230,15 @@ def check_config(
     if odd := [f for f in _STRANGE if config.get(f)]: fail(f"{', '.join(odd)}: the update is not scale · B · A on the base; loragrass cannot read it. Merge it into its base with PEFT", "E12")
     patterns = [config.get(f) or {} for f in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(p, dict) for p in patterns): fail("rank_pattern and alpha_pattern must map names to numbers. Correct them in the config", "E11")
-    numbers = [(f, config[f]) for f in ("r", "lora_alpha", "alpha") if f in config] + [item for p in patterns for item in p.items()]
-    if (mlx := config.get("lora_parameters")) is not None: numbers.append(("lora_parameters.scale", mlx.get("scale") if isinstance(mlx, dict) else None))
-    for name, x in numbers:
-        masks = kind == "ADALORA" and isinstance(x, list) # its rank_pattern holds masks
-        if not masks and (isinstance(x, bool) or not isinstance(x, (int, float)) or not -1e9 < x < 1e9):
-            fail(f"{name[:80]} should be a number, it is {str(x)[:40]}. Correct it in the config", "E11")
+    ranks, alphas = (list(p.items()) for p in patterns)
+    if kind == "ADALORA": ranks = [item for item in ranks if not isinstance(item[1], list)] # masks
+    ranks += [(f, config[f]) for f in ("r",) if f in config]
+    alphas += [(f, config[f]) for f in ("lora_alpha", "alpha") if f in config]
+    if "lora_parameters" in config: alphas.append(("lora_parameters.scale", mlx.get("scale") if isinstance(mlx := config["lora_parameters"], dict) else None))
+    for least, said, numbers in ((1, "a number of at least 1", ranks), (-1e9, "a number", alphas)):
+        for name, x in numbers:
+            if isinstance(x, bool) or not isinstance(x, (int, float)) or not least <= x < 1e9:
+                fail(f"{name[:80]} should be {said}, it is {str(x)[:40]}. Correct it in the config", "E11")
     for pattern in [p for each in patterns for p in each]:
         try: pattern_of(pattern)
         except (ValueError, re.error, RecursionError, OverflowError) as e: fail(str(e), "E14")

@@ -27,7 +27,7 @@ class ThinSVD(NamedTuple):
     S:Tensor # (k,) descending, all positive
     Vh:Tensor # (k, n) orthonormal rows: input directions
 
-# %% ../nbs/03_lora_io.ipynb #8e7f91a7
+# %% ../nbs/03_lora_io.ipynb #70e9aa88
 @dataclass(frozen=True, eq=False)
 class LoRAUpdate:
     "The update of one weight, ΔW = scale · up @ down"
@@ -76,8 +76,8 @@ class LoRAUpdate:
 
     def dense(self)->Tensor: # float32 or better, of shape `weight_shape`
         "ΔW in the shape in which the base stores its weight, as PEFT's `get_delta_weight` gives it"
-        up, down = (t if t.dtype == torch.float64 else t.float() for t in (self.up, self.down))
-        W = self.scale * (up @ down)
+        dtype = torch.float64 if torch.float64 in (self.up.dtype, self.down.dtype) else torch.float32
+        W = self.scale * (self.up.to(dtype) @ self.down.to(dtype))
         return (W.mT if self.transposed else W).reshape(self.weight_shape)
 
 # %% ../nbs/03_lora_io.ipynb #c0436838

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save, save_file
 
 import loragrass as lg
-from loragrass.kinds import parse_key
+from loragrass.kinds import READERS, parse_key
 from loragrass.lora_io import TensorFile
 from loragrass.names import canonical, kohya_modules, split_rows
 from lora_files import LISTS, MAPS, PEFT_TYPES, adapter, kohya, peft_folder, tensors
@@ -188,6 +188,10 @@ PAIR = {"q.lora_A.weight": torch.ones(2, 6), "q.lora_B.weight": torch.ones(9, 2)
 PEFT = {f"base_model.model.{k}": v for k, v in PAIR.items()}
 LOKR = {"q.lokr_w1": torch.ones(4, 4), "q.lokr_w2": torch.ones(3, 3)}
 LOHA = {f"q.hada_{w}": torch.ones(6, 3) if w.endswith("a") else torch.ones(3, 6) for w in ("w1_a", "w1_b", "w2_a", "w2_b")}
+ADALORA = {f"base_model.model.q.lora_{x}": torch.ones(s) for x, s in (("A", (2, 6)), ("B", (9, 2)), ("E", (2, 1)))}
+VERA = {"base_model.vera_A": torch.ones(2, 6), "base_model.vera_B": torch.ones(9, 2), "base_model.model.q.vera_lambda_b": torch.ones(9),
+    "base_model.model.q.vera_lambda_d": torch.ones(2)}
+MLX = {"q.lora_a": torch.ones(6, 2), "q.lora_b": torch.ones(2, 9)}
 GOOD = lambda tmp: _st(tmp, kohya((12, 10))).read_bytes()  # noqa: E731
 
 BAD = {
@@ -216,10 +220,19 @@ BAD = {
     "pickle in folder": ("E3", lambda p: _bytes(p, b"\x80\x02", "adapter_model.bin").parent, "weights_only"),
     "nan": ("E4", lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.full((9, 2), torch.nan)}), "18 NaN or infinite values"),
     "inf": ("E4", lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.full((9, 2), torch.inf)}), "1 of 1 modules"),
+    "huge": ("E4", lambda p: _st(p, {k: torch.full(v.shape, 1e200, dtype=torch.float64) for k, v in PAIR.items()}), "values up to 1e+200"),
     "half": ("E5", lambda p: _st(p, {"q.lora_A.weight": torch.ones(2, 6)}), "q has down but no up"),
     "half lokr": ("E5", lambda p: _st(p, {"q.lokr_w1": torch.ones(2, 6), "q.lokr_w2_a": torch.ones(2, 6)}), "w2_b"),
     "ranks": ("E6", lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.ones(9, 3)}), "ranks 2 and 3 differ"),
-    "dims": ("E6", lambda p: _st(p, PAIR | {"q.lora_A.weight": torch.ones(2)}), "missing"),
+    "dims": ("E6", lambda p: _st(p, PAIR | {"q.lora_A.weight": torch.ones(2)}), "down has 1 dimensions, expected 2"),
+    "up 1-D": ("E6", lambda p: _st(p, {"q.lora_A.weight": torch.ones(1, 6), "q.lora_B.weight": torch.ones(9)}), "up has 1 dimensions"),
+    "up with a kernel": ("E6", lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.ones(9, 2, 2, 2)}), "up has a kernel"),
+    "two kernels": ("E6", lambda p: _st(p, {"q.lora_A.weight": torch.ones(2, 6, 3, 3), "q.lora_B.weight": torch.ones(9, 2, 1, 1), "q.lora_mid.weight": torch.ones(2, 2, 3, 3)}),
+        "a kernel of its own"),
+    "loha kernels": ("E6", lambda p: _st(p, {f"q.hada_{w}": torch.ones(2, 9) for w in ("w1_a", "w1_b", "w2_a", "w2_b")} | {"q.hada_t1": torch.ones(2, 2, 3, 1),
+        "q.hada_t2": torch.ones(2, 2, 1, 3)}), "kernels (3, 1) and (1, 3)"),
+    "vera 2-D": ("E6", lambda p: peft_folder(p/"a", VERA | {"base_model.model.q.vera_lambda_b": torch.ones(9, 1)}, peft_type="VERA", r=2), "expected 1"),
+    "experts 0-D": ("E6", lambda p: peft_folder(p/"a", PEFT | {"base_model.model.q.lora_A.weight": torch.ones(())}, r=2, target_parameters=["w"]), "0 dimensions"),
     "ints": ("E6", lambda p: _st(p, {k: v.long() for k, v in PAIR.items()}), "floating-point"),
     "flux rows": ("E6", lambda p: _st(p, {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(2, 6),
         "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": torch.ones(10, 2)}), "10 rows"),
@@ -238,6 +251,11 @@ BAD = {
     "config text": ("E11", lambda p: (_bytes(peft_folder(p/"a", PEFT), b"{", "adapter_config.json").parent), "JSON"),
     "config type": ("E11", lambda p: peft_folder(p/"a", PEFT, lora_alpha="eight"), "should be a number"),
     "header config": ("E11", lambda p: _st(p, PAIR, metadata={"lora_adapter_metadata": "[1"}), "not valid JSON"),
+    "rank 0": ("E11", lambda p: peft_folder(p/"a", PEFT, r=0), "at least 1"),
+    "rank pattern": ("E11", lambda p: peft_folder(p/"a", PEFT, rank_pattern={"q": -2}), "at least 1"),
+    "alpha list": ("E11", lambda p: peft_folder(p/"a", ADALORA, peft_type="ADALORA", lora_alpha=[4]), "should be a number"),
+    "alpha masks": ("E11", lambda p: peft_folder(p/"a", ADALORA, peft_type="ADALORA", alpha_pattern={"q": [True]}), "should be a number"),
+    "mlx": ("E11", lambda p: (peft_folder(p/"a", MLX, num_layers=16)/"adapter_model.safetensors").rename(p/"a"/"adapters.safetensors").parent, "names no scale"),
     "fixed scale": ("E11", lambda p: _st(p, kohya((12, 10)) | {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.scale": torch.tensor(3.0)}),
         "ignored by others"),
     "pissa": ("E12", lambda p: peft_folder(p/"a", PEFT, init_lora_weights="pissa_niter_4"), "changes the base model"),
@@ -289,6 +307,44 @@ def test_options_make_an_exception_explicit(tmp_path):
     assert loha["q"].rank == loha.peek("q").rank == 2
     assert lg.load(_st(tmp_path, PEFT), scale=2.0)["q"].scale == 2
     assert quiet(_st(tmp_path, PAIR | {"x": torch.ones(1, 1, 1, 1, 1, 1)}), limits={"ndim": 6})["q"].rank == 2
+
+def test_a_rank_below_one_is_the_callers_mistake(tmp_path):
+    for rank in (0, -1):
+        with pytest.raises(ValueError, match="at least 1"): lg.load(_st(tmp_path, LOKR), approx_rank=rank)
+
+def test_the_callers_scale_of_mlx(tmp_path):
+    path = (peft_folder(tmp_path/"a", MLX, num_layers=16)/"adapter_model.safetensors").rename(tmp_path/"a"/"adapters.safetensors")
+    assert (lg.load(path, scale=20)["q"].scale, lg.load(path, alpha=6)["q"].scale) == (20, 3)
+
+@pytest.mark.parametrize("one", ["A", "B"])
+def test_one_factor_in_float64(tmp_path, one):
+    u = lg.load(_st(tmp_path, PAIR | {f"q.lora_{one}.weight": PAIR[f"q.lora_{one}.weight"].double()}))["q"]
+    assert torch.equal(u.dense(), torch.full((9, 6), 2.0, dtype=torch.float64))
+
+def test_cores_of_other_convolutions_than_2_d(tmp_path): # Tucker form in one dimension
+    down, mid, up = torch.randn(2, 5, 1), torch.randn(2, 2, 3), torch.randn(7, 2, 1)
+    W = lg.load(_st(tmp_path, {"q.lora_down.weight": down, "q.lora_mid.weight": mid, "q.lora_up.weight": up}))["q"].dense()
+    x = torch.randn(1, 5, 9)
+    torch.testing.assert_close(torch.conv1d(x, W), torch.conv1d(torch.conv1d(torch.conv1d(x, down), mid), up), atol=1e-4, rtol=1e-4)
+
+def test_what_a_kind_of_update_raises_is_the_files_fault(tmp_path, monkeypatch): # a reader of tomorrow may overlook something
+    def build(down, up): raise RuntimeError("expected another shape")
+    monkeypatch.setitem(READERS, "lora", READERS["lora"]._replace(build=build))
+    with pytest.raises(lg.LoRAFormatError, match="q: no update comes of its tensors .expected another shape") as e: lg.load(_st(tmp_path, PAIR))
+    assert (e.value.code, e.value.key, e.value.path) == ("E6", "q", tmp_path/"a.safetensors")
+    monkeypatch.setitem(READERS, "lora", READERS["lora"]._replace(size=build))
+    with pytest.raises(lg.LoRAFormatError, match="expected another shape"): lg.load(tmp_path/"a.safetensors")
+
+def test_one_bad_file_does_not_end_a_folder(tmp_path):
+    for name in ("up 1-D", "mlx"): BAD[name][1](tmp_path)
+    save_file(kohya((12, 10)), tmp_path/"good.safetensors")
+    with pytest.warns(UserWarning, match="2 files skipped"): loras = lg.load_all(tmp_path)
+    assert [x.name for x in loras] == ["good"] and sorted(e.code for e in loras.skipped) == ["E11", "E6"]
+
+def test_a_file_without_a_good_module_is_left_out_once(tmp_path):
+    save_file(PAIR | {"q.lora_B.weight": torch.full((9, 2), torch.nan)}, tmp_path/"nan.safetensors")
+    with pytest.warns(UserWarning, match="1 files skipped"): loras = lg.load_all(tmp_path, drop_bad=True)
+    assert not len(loras) and [e.code for e in loras.skipped] == ["E4"]
 
 def test_drop_bad_leaves_modules_out(tmp_path):
     path = _st(tmp_path, PAIR | {"p.lora_A.weight": torch.ones(2, 6), "p.lora_B.weight": torch.full((9, 2), torch.nan)})
