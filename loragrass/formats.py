@@ -128,7 +128,7 @@ class _Options(NamedTuple):
     scale:float|None = None
     limits:Mapping[str, int]|None = None
 
-# %% ../nbs/03c_formats.ipynb #65d8342c
+# %% ../nbs/03c_formats.ipynb #8bba53fd
 class _Reading:
     "What is known of a file on its way to a LoRA"
     def __init__(self, path, options:_Options):
@@ -136,6 +136,9 @@ class _Reading:
         if options.approx_rank is not None and options.approx_rank < 1: raise ValueError(f"approx_rank={options.approx_rank}; expected a rank of at least 1")
         weights, config = _locate(self.path, limits)
         self.file, self.config = TensorFile(weights, limits), config or {}
+        if not config and "lora_adapter_metadata" in self.file.dropped:
+            self.fail(f"lora_adapter_metadata of the header, which tells the scale, has over {limits['metadata']:,} characters; raise the limit with "
+                "limits={'metadata': …}", "E14")
         configs = {"": config} if config else header_configs(self.file.metadata, self.fail)
         self.scales, self.deadline = Scales(configs, options.alpha, options.scale, self.tick), time.monotonic() + _PATIENCE
         self.modules:dict[str, dict] = {} # as the file spells them → (kind, role) → key
@@ -155,7 +158,7 @@ class _Reading:
 
 _PATIENCE = 20 # s for the patterns of one adapter
 
-# %% ../nbs/03c_formats.ipynb #0ade73d9
+# %% ../nbs/03c_formats.ipynb #8733cc23
 def _sort(reading):
     "Every key to its module"
     for key in reading.file:
@@ -167,7 +170,7 @@ def _sort(reading):
             reading.fail(f"{module}: both {roles[kind, role]} and {key} claim to be its {role}. Save the two adapters to files of their own", "E8", key)
         roles[kind, role or key] = key
     stated = [key for roles in reading.modules.values() for (_, role), key in roles.items() if role in ("alpha", "scale")]
-    single = [key for key in stated if math.prod(reading.file.entries[key].shape) == 1]
+    single = [key for key in stated if math.prod((e := reading.file.entries[key]).shape) == 1 and not e.dtype.is_complex]
     reading.numbers = {key: float(t) for key, t in zip(single, reading.file.read(single))}
 
 def _kind(reading, raw, roles):
@@ -227,13 +230,13 @@ def _recipe(reading, raw, kind, keys):
     return _Recipe(kind, keys, size.m, size.rank, size.n, shape, conv1d or size.transposed, entries[keys["up"]].dtype if plain else torch.float32,
         approx=None if size.low else reading.options.approx_rank)
 
-# %% ../nbs/03c_formats.ipynb #c740a68d
+# %% ../nbs/03c_formats.ipynb #46d44974
 def _stated(reading, key):
     "An alpha or a scale that stands in the file"
     if key is None: return None
     x = reading.numbers.get(key, math.nan)
     if not 0 <= x <= 1e6:
-        was = reading.numbers.get(key, f"of shape {reading.file.entries[key].shape}")
+        was = reading.numbers.get(key, f"{(e := reading.file.entries[key]).dtype} of shape {e.shape}")
         reading.fail(f"{key} should be one number from 0 to 1,000,000; it is {was}. Ask whoever made the file for its alpha", "E14", key)
     return x
 
@@ -287,17 +290,18 @@ def difference(
     up, down = torch.cat([a.scale * a.up.double(), -b.scale * b.up.double()], 1), torch.cat([a.down.double(), b.down.double()])
     return LoRAUpdate(up, down, 1.0, (len(up), down.shape[1])).norm()
 
-# %% ../nbs/03c_formats.ipynb #2f910c70
+# %% ../nbs/03c_formats.ipynb #eda170e6
 def _remarks(lora, reading)->Iterator[Issue]:
     "W3 to W6, from the header alone"
     rank, encoders = max(min(r.rank, r.approx or r.rank) for r in lora.updates.recipes.values()), [m for m in lora if m.startswith("text_encoder")]
-    untold, kept = reading.untold, list(lora.passthrough) + [f"metadata {k}" for k in reading.file.dropped]
+    untold, kept, dropped = reading.untold, list(lora.passthrough), reading.file.dropped
     has_alpha = any(("any", "alpha") in roles for roles in reading.modules.values())
     if untold and (has_alpha or lora.format.startswith(("kohya", "onetrainer", "lycoris"))):
         yield Issue("W3", untold[0], f"alpha missing in {len(untold)} of {len(lora)} modules: scale 1 assumed")
     if encoders and lora.arch in ("flux1", "sd3"): yield Issue("W4", encoders[0], "text encoder keys present; not all clients load them")
     if rank > 128: yield Issue("W5", "", f"rank {rank} > 512: vLLM cannot load it" if rank > 512 else f"rank {rank} > 128 is large for many clients")
     if kept: yield Issue("W6", kept[0], f"keys skipped: {len(kept)} are no low-rank update and are kept in .passthrough, first {', '.join(kept[:3])}")
+    if dropped: yield Issue("W6", "", f"metadata dropped: {', '.join(dropped)[:200]}, of over {reading.file.limits['metadata']:,} characters; limits={{'metadata': …}} keeps them")
     if reading.kinds["vera"]: yield Issue("W6", "", "VeRA does not store how wide a module's input is: the widest is assumed for all")
     if odd := next((m for m, r in lora.updates.recipes.items() if _other_rank(reading, m, r)), None):
         yield Issue("E6", odd, f"{odd}: the config names another rank than the tensors have; theirs counts. PEFT cannot load this adapter")
@@ -325,7 +329,7 @@ def _nothing(reading):
     reading.fail(f"no LoRA tensors found; {len(reading.file)} keys, first: {', '.join(list(reading.file)[:3])}. Known formats: kohya, LyCORIS (LoHa, LoKr), "
         "diffusers, PEFT (LoRA, AdaLoRA, VeRA, LoHa, LoKr), Flux in kohya, BFL, diffusers and OneTrainer names, MLX", "E13")
 
-# %% ../nbs/03c_formats.ipynb #35e93ca3
+# %% ../nbs/03c_formats.ipynb #35f718dd
 def _read(path, options)->LoRA:
     "The header of an adapter as a LoRA whose numbers are read when asked for"
     reading = _Reading(path, options)
@@ -338,7 +342,7 @@ def _read(path, options)->LoRA:
     kinds = [k for k in reading.kinds if k not in ("lora", "embedding", "mlx")]
     format = "mlx" if reading.kinds["mlx"] else " ".join([reading.namings.most_common(1)[0][0], *kinds])
     named = reading.path.parent if reading.path.name in _WEIGHTS else reading.path
-    lora = LoRA(updates, named.name.removesuffix(".safetensors"), reading.path, format, arch, reading.file.metadata, reading.config,
+    lora = LoRA(updates, named.stem if named.suffix.lower() == ".safetensors" else named.name, reading.path, format, arch, reading.file.metadata, reading.config,
         _Kept(reading.file, reading.kept))
     lora.issues = [*reading.issues, *_remarks(lora, reading)]
     return lora
@@ -359,7 +363,7 @@ def load(
     for issue in lora.issues: warnings.warn(f"{path}: {issue.text} [{issue.code}]", stacklevel=2)
     return lora
 
-# %% ../nbs/03c_formats.ipynb #a1e5df0e
+# %% ../nbs/03c_formats.ipynb #84661fcd
 def _check_numbers(lora, drop_bad):
     "Read all once: E4, E15, and what approximations lose"
     bad, changes = [], False
@@ -373,12 +377,14 @@ def _check_numbers(lora, drop_bad):
         raise LoRAFormatError(f"{bad[0].text} ({len(bad)} of {len(lora)} modules affected)", bad[0].path, bad[0].key, "E4")
     for e in bad: del lora.updates.recipes[e.key]
     if bad: lora.issues.append(Issue("E4", bad[0].key, f"{len(bad)} modules with NaN or infinite values left out, first {bad[0].key}"))
+    if odd := [k for k, t in lora.passthrough.items() if t.is_floating_point() and not math.isfinite(_peak(t))]:
+        lora.issues.append(Issue("E4", odd[0], f"{len(odd)} tensors of .passthrough hold NaN or infinite values, first {odd[0]}"))
     if not changes: lora.issues.append(Issue("E15", "", "all lora_up are zero: this LoRA changes nothing (untrained?)"))
     if kept := lora.updates.kept:
         lora.issues.append(Issue("E10", min(kept, key=kept.get), f"{len(kept)} modules approximated; the worst keeps {min(kept.values()):.1%} of its squared "
             "norm"))
 
-# %% ../nbs/03c_formats.ipynb #30ace9c7
+# %% ../nbs/03c_formats.ipynb #3a1740ad
 def find_adapters(
     paths:str|Path|Iterable[str|Path], # adapters, or folders to search for them
     limits:Mapping[str, int]|None=None, # {"files": N}: how many a folder may hold
@@ -395,16 +401,26 @@ def find_adapters(
     return found, skipped
 
 def _below(folder, most):
-    found, skipped = [], []
+    found, skipped, inside = [], [], os.path.realpath(folder)
     def skip(text, path, code="E13"): skipped.append(LoRAFormatError(text, path, code=code))
+    def leaves(path): return not Path(os.path.realpath(path)).is_relative_to(inside)
     for root, folders, files in os.walk(folder, onerror=lambda e: skip(f"{e.strerror}: this folder was not searched", e.filename, "E1")):
+        here = Path(root)
+        if "adapter_config.json" in files or "adapter_model.safetensors" in files:
+            folders.clear()
+            if here != folder and any(leaves(here/name) for name in files): skip("its files are links that leave the folder; name this folder itself to read it", here)
+            else: found.append(here)
+            continue
+        for path in sorted(here/name for name in folders):
+            if leaves(path): skip("a link to a folder elsewhere is not followed; name that folder itself to search it", path)
+            if left := re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name): skip("left behind by a save that was cut off; delete it", path)
+            if left: folders.remove(path.name)
         folders.sort()
-        if "adapter_config.json" in files or "adapter_model.safetensors" in files: found.append(Path(root)); folders.clear(); continue
-        for path in sorted(Path(root)/name for name in files):
+        for path in sorted(here/name for name in files):
             if path.suffix.lower() in _PICKLES: skipped.append(_pickled(path))
-            elif path.suffix == ".safetensors":
+            elif path.suffix.lower() == ".safetensors":
                 if re.search(r"optimizer|scheduler|checkpoint-", path.name): skip("training state, by its name; rename it if it is an adapter", path)
-                elif not path.resolve().is_relative_to(folder.resolve()): skip("a link that leaves the folder; name the file itself to read it", path)
+                elif leaves(path): skip("a link that leaves the folder; name the file itself to read it", path)
                 else: found.append(path)
         if len(found) > most: raise LoRAFormatError(f"over {most:,} adapters; raise it with limits={{'files': …}}", folder, code="E14")
     return found, skipped
@@ -432,7 +448,7 @@ def load_all(
     for text in _collection_remarks(collection): warnings.warn(text, stacklevel=2)
     return collection
 
-# %% ../nbs/03c_formats.ipynb #c8feca39
+# %% ../nbs/03c_formats.ipynb #6cf8ead7
 def _of_one_base(loras, skipped):
     "Leave out adapters in which a module has another shape than in most"
     votes:dict[str, Counter] = {}
@@ -451,7 +467,7 @@ def _collection_remarks(collection):
     if skipped: yield f"{len(skipped)} files skipped: " + "; ".join(map(str, skipped))
     if collection and len(collection.modules) < len(collection.coverage):
         yield f"module sets differ: {len(collection.modules)} of {len(collection.coverage)} modules are in every adapter (missing counts as zero) [W1]"
-    bases = Counter(v for lora in collection if (v := lora.metadata.get("ss_base_model_version") or (lora.config or {}).get("base_model_name_or_path")))
+    bases = Counter(str(v)[:80] for lora in collection if (v := lora.metadata.get("ss_base_model_version") or (lora.config or {}).get("base_model_name_or_path")))
     if len(bases) > 1: yield f"base model versions differ: {', '.join(f'{b} ({n})' for b, n in bases.most_common(4))} [W2]"
     if issues:
         codes = ", ".join(f"{c}: {n}" for c, n in sorted(issues.items()))

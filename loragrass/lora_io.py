@@ -80,14 +80,16 @@ class LoRAUpdate:
         W = self.scale * (self.up.to(dtype) @ self.down.to(dtype))
         return (W.mT if self.transposed else W).reshape(self.weight_shape)
 
-# %% ../nbs/03_lora_io.ipynb #c0436838
+# %% ../nbs/03_lora_io.ipynb #36fde54a
 class Issue(NamedTuple):
     "Something about an adapter that its user should know"
     code:str # E15, W1 … W6: see `03c_formats`
     key:str # module or tensor that it is about, or ""
     text:str
 
-# %% ../nbs/03_lora_io.ipynb #165eb907
+def _printable(text): return text.encode(errors="backslashreplace").decode() # the name of a file need not be UTF-8
+
+# %% ../nbs/03_lora_io.ipynb #f3f2878b
 class LoRA(Mapping[str, LoRAUpdate]):
     "One adapter: module name → `LoRAUpdate`"
     def __init__(self,
@@ -101,7 +103,7 @@ class LoRA(Mapping[str, LoRAUpdate]):
         passthrough:Mapping[str, Tensor]|None=None, # tensors that are no low-rank update
     ):
         self.updates = updates if hasattr(updates, "peek") else dict(updates)
-        self.name = name.encode(errors="backslashreplace").decode() # a file name need not be UTF-8, a table's text must
+        self.name = _printable(name)
         self.path, self.format, self.arch = path and Path(path), format, arch
         self.metadata, self.config, self.passthrough = dict(metadata or {}), dict(config) if config else None, passthrough or {}
         self.issues:list[Issue] = []
@@ -141,16 +143,17 @@ def _row(module, u):
         effective_rank=float(torch.exp(-(p * p.log()).sum())) if len(S) else 0.0,
                 scale=u.scale, dtype=str(u.up.dtype).removeprefix("torch."), norm=float(torch.linalg.vector_norm(S)))
 
-# %% ../nbs/03_lora_io.ipynb #4ad0675a
+# %% ../nbs/03_lora_io.ipynb #92b255cb
 class LoRAFormatError(ValueError):
     "A file that cannot be read as an adapter, or not safely"
     def __init__(self, text:str, path=None, key:str|None=None, code:str|None=None):
+        text = _printable(text if len(text) < 1500 else f"{text[:1000]} … {text[-400:]}") # numbers of a file can have thousands of digits
         super().__init__(text, path, key, code)
         self.text, self.path, self.key, self.code = text, path, key, code
 
-    def __str__(self): return f"{self.path}: {self.text} [{self.code}]" if self.path else f"{self.text} [{self.code}]"
+    def __str__(self): return _printable(f"{self.path}: {self.text} [{self.code}]") if self.path else f"{self.text} [{self.code}]"
 
-# %% ../nbs/03_lora_io.ipynb #7255202f
+# %% ../nbs/03_lora_io.ipynb #5a78a409
 class LoRACollection(Sequence[LoRA]):
     "Adapters aligned on their modules"
     def __init__(self,
@@ -174,11 +177,11 @@ class LoRACollection(Sequence[LoRA]):
     def __getitem__(self, i)->"LoRACollection": ...
     def __getitem__(self, i):
         if isinstance(i, tuple): i = i[0] # X[i, ...], as scikit-learn's splitters write it
-        if isinstance(i, slice): return LoRACollection(self.loras[i])
+        if isinstance(i, slice): return LoRACollection(self.loras[i], self.skipped)
         at = np.asarray(i)
         if at.ndim == 0: return self.loras[int(at)]
         if at.dtype == bool and len(at) != len(self): raise IndexError(f"a mask of {len(at)} for {len(self)} adapters")
-        return LoRACollection([self.loras[j] for j in (np.flatnonzero(at) if at.dtype == bool else at.astype(int))])
+        return LoRACollection([self.loras[j] for j in (np.flatnonzero(at) if at.dtype == bool else at.astype(int))], self.skipped)
 
     @cached_property
     def coverage(self)->dict[str, int]:
@@ -210,10 +213,12 @@ def _shapes_differ(module, a, b):
     return LoRAFormatError(f"{module}: shapes differ between adapters: {a.name or 'one'} {am} × {an}, {b.name or 'another'} {bm} × {bn}. "
                            f"These LoRAs are for different base models ({a.arch}, {b.arch})", a.path, module, "E7")
 
-# %% ../nbs/03_lora_io.ipynb #9d027b57
+# %% ../nbs/03_lora_io.ipynb #8017a53b
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "C64": torch.complex64, "BOOL": torch.bool}
+if hasattr(torch, "float8_e8m0fnu"): DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 
 # what `limits={...}` may raise
 LIMITS = {"header": 32 << 20, "tensors": 100_000, "metadata": 1 << 20, "config": 1 << 20, "file": 8 << 30, "dim": 1 << 20, "ndim": 5, "rank": 4096,
@@ -226,7 +231,7 @@ class Entry(NamedTuple):
     start:int # bytes from the start of the file
     end:int
 
-# %% ../nbs/03_lora_io.ipynb #29a2ceb8
+# %% ../nbs/03_lora_io.ipynb #9f2dba96
 class TensorFile(Mapping[str, Tensor]):
     "A safetensors file: its header is read and checked at once, a tensor when it is asked for"
     def __init__(self,
@@ -234,6 +239,8 @@ class TensorFile(Mapping[str, Tensor]):
         limits:Mapping[str, int]|None=None, # what to raise of `LIMITS`, by name
     ):
         self.path, self.limits = Path(path), LIMITS | dict(limits or {})
+        if self.path.exists() and not self.path.is_file(): # a pipe would wait for ever
+            raise LoRAFormatError("not a regular file but a folder, a pipe or a device; expected a .safetensors file", self.path, code="E1")
         with open(self.path, "rb") as f:
             self.stamp = _stamp(f)
             self.entries, self.metadata, self.dropped = _header(f, self.path, self.limits)
@@ -258,7 +265,7 @@ def _tensor(f, entry):
     f.seek(entry.start); f.readinto(data)
     return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape) # through torch: NumPy has neither bf16 nor fp8
 
-# %% ../nbs/03_lora_io.ipynb #9cf96d99
+# %% ../nbs/03_lora_io.ipynb #463d016d
 def _header(f, path, limits):
     "Entries, metadata and the names of dropped metadata, or a LoRAFormatError"
     def fail(text, code="E1", key=None, advice=". Download it again, or save it anew with the safetensors library"):
@@ -275,7 +282,9 @@ def _header(f, path, limits):
     f.seek(8); raw = f.read(n)
     if (count := max(raw.count(b'"data_offsets"'), raw.count(b"[") // 4, raw.count(b"{") // 4)) > limits["tensors"]: # millions of empty lists take long to parse
         fail(f"header of {count:,} tensors is over the limit of {limits['tensors']:,}; raise it with limits={{'tensors': …}}", "E14")
-    try: header = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
+    try:
+        header = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
+        if b"\\u" in raw: json.dumps(header, ensure_ascii=False).encode() # halves of characters, which no text may hold
     except (ValueError, RecursionError) as e: fail(f"the header is not valid: {str(e)[:200] or type(e).__name__}")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()): fail("__metadata__ of the header must map names to text")
@@ -289,7 +298,7 @@ def _header(f, path, limits):
     if end < size: fail(f"header promises {end - 8 - n:,} bytes of tensors, file has {size - 8 - n:,}: what follows belongs to no tensor. Download it again", "E2")
     return entries, {k: v for k, v in metadata.items() if k not in dropped}, dropped
 
-# %% ../nbs/03_lora_io.ipynb #b82fe362
+# %% ../nbs/03_lora_io.ipynb #f27fc717
 def _entry(key, value, offset, limits, fail):
     "One line of the header, every claim checked"
     if len(key) > 256 or _NO_NAME.search(key):
@@ -298,7 +307,7 @@ def _entry(key, value, offset, limits, fail):
     except (TypeError, KeyError, ValueError): name, shape, start, end = None, None, 0, 0
     if type(name) is not str or type(shape) is not list or len(value) > 3 or not all(type(x) is int for x in (start, end, *shape)):
         return fail(f"{key}: expected dtype, shape and data_offsets, got {str(value)[:100]}", key=key)
-    if name not in DTYPES: fail(f"{key}: dtype {name} is unknown; known are {', '.join(DTYPES)}", key=key)
+    if name not in DTYPES: fail(f"{key}: dtype {name[:40]} is unknown; known are {', '.join(DTYPES)}; save it anew in one of those", key=key, advice="")
     if len(shape) > limits["ndim"]:
         fail(f"{key}: {len(shape)} dimensions are over the limit of {limits['ndim']}; raise it with limits={{'ndim': …}}", "E14", key)
     if max(shape, default=1) > limits["dim"]:
@@ -308,7 +317,7 @@ def _entry(key, value, offset, limits, fail):
     if start < 0 or end - start != want: fail(f"{key}: {name} of shape {shape} takes {want:,} bytes, the header gives it {start:,} to {end:,}", key=key)
     return Entry(DTYPES[name], tuple(shape), offset + start, offset + end)
 
-_NO_NAME = re.compile(r"[\x00-\x1f/\\]")
+_NO_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 def _no_duplicates(pairs):
     d = dict(pairs)

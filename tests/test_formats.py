@@ -1,5 +1,5 @@
 "Every key list is read completely, names agree with the tables, and every refusal is made from a really bad file"
-import json, re, struct, warnings
+import json, os, re, struct, warnings
 
 import pytest
 import torch
@@ -206,7 +206,12 @@ BAD = {
     "twice": ("E1", lambda p: _bytes(p, _raw(b'{"a":%s,"a":%s}' % (json.dumps(F32).encode(), json.dumps(F32).encode()), bytes(4))), "twice"),
     "overlap": ("E1", lambda p: _bytes(p, _raw({"a": F32, "b": F32}, bytes(8))), "overlap"),
     "gap": ("E1", lambda p: _bytes(p, _raw({"a": F32, "b": F32 | {"data_offsets": [8, 12]}}, bytes(12))), "gap"),
-    "no dtype": ("E1", lambda p: _bytes(p, _raw({"a": F32 | {"dtype": "F31"}}, bytes(4))), "unknown"),
+    "no dtype": ("E1", lambda p: _bytes(p, _raw({"a": F32 | {"dtype": "F31"}}, bytes(4))), "save it anew in one of those"),
+    "half a character": ("E1", lambda p: _bytes(p, _raw(b'{"unet.\\ud800x":%s}' % json.dumps(F32).encode(), bytes(4))), "surrogates not allowed"),
+    "half in metadata": ("E1", lambda p: _bytes(p, _raw(b'{"__metadata__":{"a":"\\udfff"},"b":%s}' % json.dumps(F32).encode(), bytes(4))), "surrogates not allowed"),
+    "delete": ("E1", lambda p: _bytes(p, _raw({"a\x7f": F32}, bytes(4))), "control characters"),
+    "pipe": ("E1", lambda p: os.mkfifo(p/"a.safetensors") or p/"a.safetensors", "not a regular file"),
+    "device": ("E1", lambda p: (p/"a.safetensors").symlink_to("/dev/zero") or p/"a.safetensors", "not a regular file"),
     "zero size": ("E1", lambda p: _bytes(p, _raw({"a": {"dtype": "F32", "shape": [0, 3], "data_offsets": [0, 0]}})), "no numbers"),
     "negative": ("E1", lambda p: _bytes(p, _raw({"a": F32 | {"shape": [-1]}}, bytes(4))), "no numbers"),
     "bool shape": ("E1", lambda p: _bytes(p, _raw({"a": F32 | {"shape": [True]}}, bytes(4))), "expected dtype"),
@@ -270,6 +275,7 @@ BAD = {
         "'numbers'"),
     "alpha": ("E14", lambda p: _st(p, kohya((12, 10), alpha=-1.0)), "from 0 to"),
     "scale": ("E14", lambda p: peft_folder(p/"a", PEFT, lora_alpha=1e8), "10,000"),
+    "header config size": ("E14", lambda p: _st(p, PAIR, metadata={"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.x": "x" * (1 << 20)})}), "'metadata'"),
     "pattern": ("E14", lambda p: peft_folder(p/"a", PEFT, alpha_pattern={"(a+)+$": 3}), "for ever"),
 }
 
@@ -307,6 +313,28 @@ def test_options_make_an_exception_explicit(tmp_path):
     assert loha["q"].rank == loha.peek("q").rank == 2
     assert lg.load(_st(tmp_path, PEFT), scale=2.0)["q"].scale == 2
     assert quiet(_st(tmp_path, PAIR | {"x": torch.ones(1, 1, 1, 1, 1, 1)}), limits={"ndim": 6})["q"].rank == 2
+
+def test_messages_can_be_printed_and_are_short(tmp_path):
+    long = _bytes(tmp_path, _raw({"a": F32 | {"data_offsets": [0, 10**4000]}}, bytes(4)))
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.safetensors")
+    for path in (long, _bytes(tmp_path, b"", name)):
+        with pytest.raises(lg.LoRAFormatError) as e: lg.load(path)
+        assert len(str(e.value)) < 2000 and str(e.value).encode() and "Download it again" in e.value.text
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "float8_e8m0fnu", "complex64"])
+def test_dtypes_of_other_tensors(tmp_path, dtype):
+    if not hasattr(torch, dtype): pytest.skip(f"this torch has no {dtype}")
+    t = torch.ones(3).to(getattr(torch, dtype))
+    lora = quiet(_st(tmp_path, PAIR | {"x": t}))
+    assert torch.equal(lora.passthrough["x"].view(torch.uint8), t.view(torch.uint8)) and [i.code for i in lora.issues] == ["W6"]
+    with pytest.raises(lg.LoRAFormatError, match="E14" if dtype == "complex64" else "E6"):
+        lg.load(_st(tmp_path, PAIR | ({"q.alpha": torch.tensor(1j)} if dtype == "complex64" else {"q.lora_A.weight": t})))
+
+def test_metadata_that_is_too_long_is_dropped_with_a_remark(tmp_path):
+    path = _st(tmp_path, PAIR, metadata={"ss_tag_frequency": "x" * (1 << 20) + "x"})
+    lora = quiet(path)
+    assert not lora.metadata and [i.text.partition(",")[0] for i in lora.issues] == ["metadata dropped: ss_tag_frequency"]
+    assert list(quiet(path, limits={"metadata": 1 << 21}).metadata) == ["ss_tag_frequency"]
 
 def test_a_rank_below_one_is_the_callers_mistake(tmp_path):
     for rank in (0, -1):
@@ -360,13 +388,14 @@ WARN = {
         "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q") for x, s in (("A", (2, 6)), ("B", (9, 2)))}),
     "W5": lambda p: _st(p, {"q.lora_A.weight": torch.ones(513, 6), "q.lora_B.weight": torch.ones(9, 513)}),
     "W6": lambda p: _st(p, PAIR | {"q.diff_b": torch.ones(9)}),
+    "W6 E4": lambda p: _st(p, PAIR | {"q.diff_b": torch.full((9,), torch.nan)}),
     "E6": lambda p: peft_folder(p/"a", PEFT, r=8, lora_alpha=8),
 }
 
 @pytest.mark.parametrize("code", WARN)
 def test_warnings(tmp_path, code):
-    with pytest.warns(UserWarning, match=rf"\[{code}\]"): lora = lg.load(WARN[code](tmp_path))
-    assert [i.code for i in lora.issues] == [code]
+    with pytest.warns(UserWarning) as caught: lora = lg.load(WARN[code](tmp_path))
+    assert [i.code for i in lora.issues] == [str(w.message).rpartition("[")[2][:-1] for w in caught] == code.split()
 
 def test_warnings_of_collections(tmp_path):
     for name, base, extra in (("a", "sd_v1", 1), ("b", "sdxl_base_v1-0", 2)):
@@ -378,6 +407,11 @@ def test_warnings_of_collections(tmp_path):
     assert all(x in text for x in ("[W1]", "[W2]", "c.pt", "optimizer")) and len(loras.skipped) == 2 and "2 files skipped" in repr(loras)
     with pytest.raises(lg.LoRAFormatError): lg.load_all([tmp_path/"optimizer.safetensors"], strict=True)
 
+def test_bases_of_any_json(tmp_path):
+    for name, base in (("a", ["x"]), ("b", {"y": "z" * 9999})): peft_folder(tmp_path/name, PEFT, r=2, lora_alpha=2, base_model_name_or_path=base)
+    with pytest.warns(UserWarning, match="W2") as caught: lg.load_all(tmp_path)
+    assert len(str(caught[0].message)) < 300
+
 def test_a_folder_finds_adapters_below_it_and_no_link_out_of_it(tmp_path):
     deep = tmp_path/"all"/"deep"; deep.mkdir(parents=True)
     save_file(kohya((12, 10)), tmp_path/"outside.safetensors")
@@ -387,6 +421,22 @@ def test_a_folder_finds_adapters_below_it_and_no_link_out_of_it(tmp_path):
         lora_alpha=2)
     with pytest.warns(UserWarning, match="link"): loras = lg.load_all(tmp_path/"all")
     assert sorted(x.name for x in loras) == ["b", "peft"] and loras.modules == [NAME]
+    assert len(loras[:1].skipped) == len(loras[[True, False]].skipped) == 1
+
+def test_links_in_a_folder(tmp_path):
+    pair = {f"base_model.model.{NAME}.lora_A.weight": torch.ones(2, 10), f"base_model.model.{NAME}.lora_B.weight": torch.ones(12, 2)}
+    peft_folder(tmp_path/"elsewhere", pair, r=2, lora_alpha=2)
+    (top := tmp_path/"all").mkdir()
+    save_file(kohya((12, 10)), top/"A.SAFETENSORS")
+    for name, to in {"folder": tmp_path/"elsewhere", "loop": top, "round.safetensors": top/"round.safetensors"}.items(): (top/name).symlink_to(to)
+    for name in ("snapshot", ".a.safetensors.0123abcd"): (top/name).mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"): (top/"snapshot"/name).symlink_to(tmp_path/"elsewhere"/name)
+    save_file(kohya((12, 10)), top/".a.safetensors.0123abcd"/"a.safetensors")
+    with pytest.warns(UserWarning, match="4 files skipped"): loras = lg.load_all(top)
+    assert [x.name for x in loras] == ["A"]
+    assert {e.path.name: e.text.partition(";")[0] for e in loras.skipped} == {"folder": "a link to a folder elsewhere is not followed", "snapshot": "its files are links that leave the folder",
+        "round.safetensors": "Too many levels of symbolic links", ".a.safetensors.0123abcd": "left behind by a save that was cut off"}
+    for name in ("folder", "snapshot"): assert len(lg.load_all(top/name)) == 1 # named: the caller vouches for it
 
 # at size
 
