@@ -158,9 +158,10 @@ class _Reading:
 
 _PATIENCE = 20 # s for the patterns of one adapter
 
-# %% ../nbs/03c_formats.ipynb #8733cc23
+# %% ../nbs/03c_formats.ipynb #d5528adc
 def _sort(reading):
     "Every key to its module"
+    adapters:dict[str, str] = {} # name that PEFT gave, between `lora_A` and `weight` → first key
     for key in reading.file:
         if not (parsed := parse_key(key)): reading.kept.append(key); continue
         module, kind, role = parsed
@@ -169,9 +170,14 @@ def _sort(reading):
         if (kind, role) in roles and role:
             reading.fail(f"{module}: both {roles[kind, role]} and {key} claim to be its {role}. Save the two adapters to files of their own", "E8", key)
         roles[kind, role or key] = key
+        if m := _ADAPTER.search(key): adapters.setdefault(m[1] or "", key)
+    if len(adapters) > 1:
+        reading.fail(f"two adapters in one file: {' and '.join(list(adapters.values())[:2])}. Save the two adapters to files of their own", "E8", next(iter(adapters.values())))
     stated = [key for roles in reading.modules.values() for (_, role), key in roles.items() if role in ("alpha", "scale")]
     single = [key for key in stated if math.prod((e := reading.file.entries[key]).shape) == 1 and not e.dtype.is_complex]
     reading.numbers = {key: float(t) for key, t in zip(single, reading.file.read(single))}
+
+_ADAPTER = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.(?!weight$)([^.]+))?(?:\.weight)?$")
 
 def _kind(reading, raw, roles):
     "The kind of a module's update and its keys by role; what else stands there is kept"
@@ -198,14 +204,15 @@ def _stacked(reading, kind, keys, name):
     shape = reading.file.entries[keys["down"]].shape
     return bool(shape) and shape[0] != by_pattern(reading.config.get("rank_pattern"), name, reading.config.get("r", 8), reading.tick)
 
-# %% ../nbs/03c_formats.ipynb #a2ee6424
+# %% ../nbs/03c_formats.ipynb #78308350
 def _size(reading, raw, kind, keys):
     "What the tensors of a module make, their shapes checked against each other and the limits"
     entries = {role: reading.file.entries[key] for role, key in keys.items()}
     def fail(text, code): reading.fail(f"{raw}: {text}", code, raw)
     def said(): return ", ".join(f"{role} is {e.shape}" for role, e in entries.items())
     if missing := [role for role in READERS[kind].needs if not set(role.split("|")) & keys.keys()]:
-        reading.fail(f"{raw} has {', '.join(keys)} but no {' or '.join(missing)}; it needs both. The file is incomplete: download it again", "E5", raw)
+        missed = "Save it anew with PEFT and save_projection=True" if {*missing} <= {"A", "B"} else "The file is incomplete: download it again"
+        reading.fail(f"{raw} has {', '.join(keys)} but no {' or '.join(missing)}; it needs both. {missed}", "E5", raw)
     for role, e in entries.items():
         if not e.dtype.is_floating_point: fail(f"{role} holds {e.dtype}, expected floating-point numbers; quantized adapters have to be saved as float16", "E6")
     try: size = READERS[kind].measure({role: e.shape for role, e in entries.items()})
@@ -219,12 +226,14 @@ def _size(reading, raw, kind, keys):
         fail(f"factors of {numbers:,} numbers are over the limit of {limits['numbers']:,}; raise it with limits={{'numbers': …}}", "E14")
     return size
 
-# %% ../nbs/03c_formats.ipynb #79f4b5bd
+# %% ../nbs/03c_formats.ipynb #be754992
 def _recipe(reading, raw, kind, keys):
     "What to read and how to build it; the scale and the name come later"
     size, entries = _size(reading, raw, kind, keys), reading.file.entries
     linear = len(size.weight_shape) != 2 or re.search(r"(?:lm_head|score|classifier)$", raw) # these are no Conv1D in any model
-    conv1d = kind == "lora" and bool(reading.config.get("fan_in_fan_out")) and not linear
+    told = reading.config.get("fan_in_fan_out")
+    if told is None or "gpt2" in str(reading.config.get("base_model_name_or_path")).lower(): told = told or re.search(r"\bh\.\d+\..*\bc_(?:attn|proj|fc)$", raw)
+    conv1d = kind == "lora" and bool(told) and not linear
     shape = size.weight_shape[::-1] if conv1d else size.weight_shape
     plain = kind in ("lora", "embedding", "mlx") and "mid" not in keys # factors as they are in the file; others are computed, in float32
     return _Recipe(kind, keys, size.m, size.rank, size.n, shape, conv1d or size.transposed, entries[keys["up"]].dtype if plain else torch.float32,
@@ -258,11 +267,9 @@ def _scale(reading, raw, name, naming, recipe, roles):
     if not abs(scale) <= 1e4: reading.fail(f"{raw}: scale {scale:g} is over the limit of 10,000; its alpha cannot be right", "E14", raw)
     return scale
 
-# %% ../nbs/03c_formats.ipynb #a51d7553
+# %% ../nbs/03c_formats.ipynb #cb06b23e
 def _put(reading, raw, name, recipe):
     "A recipe to its canonical name"
-    if len(recipe.weight_shape) == 2 and recipe.n % 9 == 0 and recipe.kind in ("loha", "lokr") and (kernel := kernel_of(name)): # stored flat
-        recipe = recipe._replace(weight_shape=(recipe.m, recipe.n // 9, *kernel))
     if name not in reading.recipes: reading.recipes[name] = recipe; return
     a, b = (_Updates(reading.file, {name: r})[name] for r in (reading.recipes[name], recipe))
     if (len(a.up), a.down.shape[1]) != (len(b.up), b.down.shape[1]) or difference(a, b) > 1e-6 * a.norm():
@@ -270,6 +277,14 @@ def _put(reading, raw, name, recipe):
         reading.fail(f"modules of {len(count)} naming systems ({', '.join(f'{k} {n}' for k, n in count.items())}), and {name} is there twice with different "
             "values. Remove one of them from the file", "E8", name)
     reading.issues.append(Issue("W6", name, f"keys skipped: {raw} repeats {name} with the same values"))
+
+def _unflattened(recipe, name, arch):
+    "LoHa and LoKr store the kernel of a convolution flat: the name of the module gives its weight the shape back"
+    if recipe.kind not in ("loha", "lokr") or len(recipe.weight_shape) != 2: return recipe
+    one = r"^unet\..*\.conv_shortcut$" + (r"|^unet\..*\.proj_(?:in|out)$" if arch in ("sd15", "unknown") else "") # linear from SD 2 on
+    kernel = kernel_of(name) or ((1, 1) if re.search(one, name) else ())
+    if not kernel or recipe.n % math.prod(kernel): return recipe
+    return recipe._replace(weight_shape=(recipe.m, recipe.n // math.prod(kernel), *kernel))
 
 def _parts(reading, raw, names, recipe):
     "The recipes of the modules that a fused one stands for: slices of its rows"
@@ -329,7 +344,7 @@ def _nothing(reading):
     reading.fail(f"no LoRA tensors found; {len(reading.file)} keys, first: {', '.join(list(reading.file)[:3])}. Known formats: kohya, LyCORIS (LoHa, LoKr), "
         "diffusers, PEFT (LoRA, AdaLoRA, VeRA, LoHa, LoKr), Flux in kohya, BFL, diffusers and OneTrainer names, MLX", "E13")
 
-# %% ../nbs/03c_formats.ipynb #35f718dd
+# %% ../nbs/03c_formats.ipynb #311bb497
 def _read(path, options)->LoRA:
     "The header of an adapter as a LoRA whose numbers are read when asked for"
     reading = _Reading(path, options)
@@ -338,7 +353,9 @@ def _read(path, options)->LoRA:
     if not reading.recipes: _nothing(reading)
     updates = _Updates(reading.file, reading.recipes)
     arch = guess_arch(updates.shapes, reading.modules)
-    if arch == "flux1": updates.recipes = {re.sub(r"^text_encoder_3\.", "text_encoder_2.", m): r for m, r in reading.recipes.items()} # T5: see `kohya_modules`
+    for name in [m for m in reading.recipes if arch == "flux1" and m.startswith("text_encoder_3.")]: # T5: see `kohya_modules`
+        _put(reading, name, name.replace("text_encoder_3", "text_encoder_2", 1), reading.recipes.pop(name))
+    for name, r in reading.recipes.items(): reading.recipes[name] = _unflattened(r, name, arch)
     kinds = [k for k in reading.kinds if k not in ("lora", "embedding", "mlx")]
     format = "mlx" if reading.kinds["mlx"] else " ".join([reading.namings.most_common(1)[0][0], *kinds])
     named = reading.path.parent if reading.path.name in _WEIGHTS else reading.path

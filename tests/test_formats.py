@@ -156,6 +156,22 @@ def test_flat_kernels_of_lycoris_get_their_shape_back(tmp_path):
         tmp_path/"a.safetensors")
     assert quiet(tmp_path/"a.safetensors")["unet.mid_block.resnets.0.conv1"].dense().shape == (12, 10, 3, 3)
 
+@pytest.mark.parametrize("arch, name, kernel", [("sd15", "mid_block_attentions_0_proj_in", (1, 1)), ("sd2", "mid_block_attentions_0_proj_in", ()),
+    ("sd15", "mid_block_resnets_0_conv_shortcut", (1, 1)), ("sd2", "mid_block_resnets_0_conv_shortcut", (1, 1)), ("sd15", "mid_block_attentions_0_transformer_blocks_0_attn1_to_q", ())])
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_kernels_of_one_get_their_shape_back(tmp_path, arch, name, kernel, kind):
+    t = {"lokr_w1": (2, 2), "lokr_w2_a": (3, 2), "lokr_w2_b": (2, 3)} if kind == "lokr" else {f"hada_{w}": (6, 2) if w.endswith("a") else (2, 6) for w in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    context = kohya((8, {"sd15": 768, "sd2": 1024}[arch]), prefix="lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k")
+    (u,) = [u for m, u in quiet(_st(tmp_path, context | {f"lora_unet_{name}.{k}": torch.ones(s) for k, s in t.items()})).items() if not m.endswith("to_k")]
+    assert u.weight_shape == u.dense().shape == (6, 6, *kernel)
+
+@pytest.mark.parametrize("config, turned", [({}, True), ({"fan_in_fan_out": True}, True), ({"fan_in_fan_out": False}, False),
+    ({"fan_in_fan_out": False, "base_model_name_or_path": "openai-community/gpt2"}, True)])
+def test_layers_of_gpt2_with_and_without_the_flag(tmp_path, config, turned):
+    t = {f"base_model.model.transformer.h.0.attn.c_attn.lora_{x}.weight": torch.ones(s) for x, s in (("A", (2, 6)), ("B", (9, 2)))}
+    u = lg.load(peft_folder(tmp_path/"a", t, r=2, lora_alpha=2, **config))["transformer.h.0.attn.c_attn"]
+    assert u.dense().shape == ((6, 9) if turned else (9, 6))
+
 def test_vera_adalora_and_mlx(tmp_path):
     g = torch.Generator().manual_seed(0)
     A, B, b, d, E = (torch.randn(s, generator=g) for s in ((4, 10), (12, 4), (8,), (4,), (4, 1)))
@@ -191,6 +207,7 @@ LOHA = {f"q.hada_{w}": torch.ones(6, 3) if w.endswith("a") else torch.ones(3, 6)
 ADALORA = {f"base_model.model.q.lora_{x}": torch.ones(s) for x, s in (("A", (2, 6)), ("B", (9, 2)), ("E", (2, 1)))}
 VERA = {"base_model.vera_A": torch.ones(2, 6), "base_model.vera_B": torch.ones(9, 2), "base_model.model.q.vera_lambda_b": torch.ones(9),
     "base_model.model.q.vera_lambda_d": torch.ones(2)}
+TE = "lora_te%d_encoder_block_0_layer_0_SelfAttention_q"
 MLX = {"q.lora_a": torch.ones(6, 2), "q.lora_b": torch.ones(2, 9)}
 GOOD = lambda tmp: _st(tmp, kohya((12, 10))).read_bytes()  # noqa: E731
 
@@ -228,6 +245,7 @@ BAD = {
     "huge": ("E4", lambda p: _st(p, {k: torch.full(v.shape, 1e200, dtype=torch.float64) for k, v in PAIR.items()}), "values up to 1e+200"),
     "half": ("E5", lambda p: _st(p, {"q.lora_A.weight": torch.ones(2, 6)}), "q has down but no up"),
     "half lokr": ("E5", lambda p: _st(p, {"q.lokr_w1": torch.ones(2, 6), "q.lokr_w2_a": torch.ones(2, 6)}), "w2_b"),
+    "vera": ("E5", lambda p: peft_folder(p/"a", {k: t for k, t in VERA.items() if "lambda" in k}, peft_type="VERA", r=2), "save_projection=True"),
     "ranks": ("E6", lambda p: _st(p, PAIR | {"q.lora_B.weight": torch.ones(9, 3)}), "ranks 2 and 3 differ"),
     "dims": ("E6", lambda p: _st(p, PAIR | {"q.lora_A.weight": torch.ones(2)}), "down has 1 dimensions, expected 2"),
     "up 1-D": ("E6", lambda p: _st(p, {"q.lora_A.weight": torch.ones(1, 6), "q.lora_B.weight": torch.ones(9)}), "up has 1 dimensions"),
@@ -244,6 +262,10 @@ BAD = {
     "both": ("E8", lambda p: _st(p, kohya((9, 6)) | {f"{NAME}.lora_A.weight": torch.ones(2, 6), f"{NAME}.lora_B.weight": torch.ones(9, 2)}),
         "different values"),
     "adapters": ("E8", lambda p: _st(p, PAIR | {"q.lora_A.default.weight": torch.ones(2, 6)}), "claim to be"),
+    "adapters' halves": ("E8", lambda p: _st(p, {"q.lora_A.default.weight": torch.ones(2, 6), "q.lora_B.other.weight": torch.ones(9, 2)}), "two adapters in one file"),
+    "adapters apart": ("E8", lambda p: _st(p, {f"{m}.lora_{x}.{m}.weight": t for m in "ab" for x, t in (("A", torch.ones(2, 6)), ("B", torch.ones(9, 2)))}), "two adapters in one file"),
+    "flux encoders": ("E8", lambda p: _st(p, kohya((9, 6), prefix="lora_unet_double_blocks_0_img_attn_proj") | kohya((9, 6), prefix=TE % 2) | kohya((9, 6), prefix=TE % 3)),
+        "there twice"),
     "dora": ("E9", lambda p: _st(p, PAIR | {"q.dora_scale": torch.ones(9, 1)}), "ignore_magnitude"),
     "peft dora": ("E9", lambda p: peft_folder(p/"a", PEFT | {"base_model.model.q.lora_magnitude_vector": torch.ones(9)}, r=2, use_dora=True),
         "ignore_magnitude"),
