@@ -94,16 +94,30 @@ def test_peft_reads_what_we_compute_in_half_precision(tmp_path):
         close(peft_deltas(copy.deepcopy(base), tmp_path/str(dtype)), {m: u.dense() for m, u in quiet(tmp_path/str(dtype)).items()})
         assert saved.rel_error < 4 * torch.finfo(dtype).eps
 
-def test_peft_applies_a_bias_of_lora_as_before(tmp_path):
+BESIDE = { # what PEFT tunes beside scale · B · A
+    "bias of lora": (bert, dict(lora_bias=True, target_modules=["query"])), "all biases": (bert, dict(bias="all", target_modules=["query"], task_type="SEQ_CLS")),
+    "tokens": (llama, dict(trainable_token_indices={"embed_tokens": [1, 2]}, target_modules=["q_proj"])),
+}
+
+@pytest.mark.parametrize("made", [lambda lora: lora, lambda lora: lg.resize(lora, rank=4).lora], ids=["as read", "resized"])
+@pytest.mark.parametrize("case", BESIDE)
+def test_peft_applies_what_stands_beside_an_update_as_before(tmp_path, case, made):
+    make, config = BESIDE[case]
     torch.manual_seed(0)
-    base = bert().eval()
-    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=4, lora_alpha=8, lora_bias=True, target_modules=["query"]))
-    for name, p in model.named_parameters():
-        if "lora_" in name: torch.nn.init.normal_(p)
+    base = make().eval()
+    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=4, lora_alpha=8, **config))
+    for p in model.parameters():
+        if p.requires_grad: torch.nn.init.normal_(p, std=0.3)
     model.save_pretrained(tmp_path/"theirs")
     with pytest.warns(UserWarning, match="W6"): lora = lg.load(tmp_path/"theirs")
-    lg.save(lora, tmp_path/"ours")
+    assert not lg.save(made(lora), tmp_path/"ours").left_out
     close(peft_deltas(copy.deepcopy(base), tmp_path/"ours"), peft_deltas(copy.deepcopy(base), tmp_path/"theirs"))
+
+def test_peft_tells_conv1d_from_embeddings_where_no_config_does(tmp_path):
+    base, applied = trained("gpt2", tmp_path/"theirs")
+    lora = lg.LoRA(dict(quiet(tmp_path/"theirs")), format="peft")
+    lg.save(lora, tmp_path/"ours")
+    close(peft_deltas(base, tmp_path/"ours"), applied)
 
 @pytest.mark.parametrize("kind", ["AdaLoraConfig", "LoHaConfig", "LoKrConfig", "VeraConfig"])
 def test_other_kinds_of_peft(tmp_path, kind):
@@ -202,6 +216,11 @@ def test_diffusers_applies_what_we_write(tmp_path, pipes, model, format, ranks):
     lora = random_lora(shapes, *RANKS[ranks], format=format, arch=arch)
     lg.save(lora, tmp_path/"a.safetensors")
     close(diffusers_deltas(pipes[model], tmp_path/"a.safetensors"), {m: u.dense() for m, u in lora.items()})
+
+def test_peft_applies_what_we_write_for_a_transformer_of_diffusers(tmp_path, pipes):
+    lora = random_lora(canonical_modules(pipes["flux"]), (1, 3), (0.5, 2.0), format="diffusers", arch="flux1")
+    lg.save(lora, tmp_path/"a", format="peft")
+    close(peft_deltas(copy.deepcopy(pipes["flux"].transformer), tmp_path/"a"), {m.removeprefix("transformer."): u.dense() for m, u in lora.items()})
 
 def test_diffusers_reads_the_original_names_of_sdxl(tmp_path, pipes):
     shapes = {m: s for m, s in canonical_modules(pipes["sdxl"]).items() if m.startswith("unet.")}

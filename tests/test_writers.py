@@ -1,5 +1,5 @@
 "What is written: the same bytes, nothing lost without a word, and never half a file"
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time, warnings
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def same(a, b, tol=1e-6):
     for m in a: assert (a[m].dense() - b[m].dense()).norm() <= tol * b[m].dense().norm(), m
 
 ROUND = [(n, f) for n in ("sd15_kohya", "sd15_diffusers_old", "sd15_kohya_locon_extra", "flux_kohya", "flux_comfy_bfl",
-    "flux_diffusers_dreambooth") for f in ("kohya", "diffusers")]
+    "flux_diffusers_dreambooth") for f in ("kohya", "diffusers")] + [("flux_kohya", "bfl"), ("flux_diffusers_dreambooth", "bfl"), ("flux_comfy_bfl", "bfl")]
 
 def some_modules(name, n=8):
     "The first and the last modules of a list, Flux at a 96th of its width"
@@ -99,16 +99,128 @@ def test_refusals_leave_nothing_behind(tmp_path, options, text):
     with pytest.raises(ValueError, match=text): lg.save(lora, tmp_path/"a.safetensors", **options)
     assert not list(tmp_path.iterdir())
 
+# names
+
+def pairs(*modules, tails=("lora_A.weight", "lora_B.weight"), m=48, n=16, rank=2):
+    "Tensors of some modules, by the tails of their keys"
+    torch.manual_seed(0)
+    return {f"{module}.{tail}": torch.randn(s) for module in modules for tail, s in zip(tails, ((rank, n), (m, rank)))}
+
+OWN = { # modules as a file for ComfyUI or kohya's clients spells them
+    "wan": ["diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.ffn.0"],
+    "z-image": ["diffusion_model.layers.0.attention.to_q", "diffusion_model.layers.0.feed_forward.w1"],
+    "ltx": ["diffusion_model.transformer_blocks.0.attn1.to_q", "diffusion_model.adaln_single.linear"],
+    "qwen": ["diffusion_model.transformer_blocks.0.attn.add_q_proj", "diffusion_model.transformer_blocks.0.img_mod.1"],
+    "hunyuan": ["diffusion_model.double_blocks.0.img_attn_qkv", "diffusion_model.double_blocks.0.img_mlp.fc1"],
+    "flux": ["diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.img_in", "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"],
+    "flux 2": ["diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.double_stream_modulation_img.lin"],
+    "kohya wan": ["lora_unet_blocks_0_self_attn_q", "lora_unet_blocks_0_ffn_0"],
+    "kohya qwen": ["lora_unet_transformer_blocks_0_attn_to_q", "lora_unet_transformer_blocks_0_img_mlp_net_0_proj"],
+    "kohya hunyuan": ["lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_39_linear2"],
+    "onetrainer": ["lora_transformer_transformer_blocks_0_attn_to_q", "lora_transformer_transformer_blocks_0_attn_add_q_proj"],
+}
+
+@pytest.mark.parametrize("resized", [False, True])
+@pytest.mark.parametrize("case", OWN)
+def test_files_of_other_models_go_back_under_their_own_names(tmp_path, case, resized):
+    tails = ("lora_A.weight", "lora_B.weight") if "." in OWN[case][0] else ("lora_down.weight", "lora_up.weight")
+    save_file(t := pairs(*OWN[case], tails=tails), tmp_path/"a.safetensors")
+    lora = quiet(tmp_path/"a.safetensors")
+    lg.save(lg.resize(lora, rank=2).lora if resized else lora, tmp_path/"b.safetensors")
+    assert set(load_file(tmp_path/"b.safetensors")) - {f"{m}.alpha" for m in OWN[case]} == set(t)
+    assert "flux1" not in TensorFile(tmp_path/"b.safetensors").metadata.values()
+    same(quiet(tmp_path/"b.safetensors"), lora, 1e-5)
+
+TEXT = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+NOWHERE = { # modules, format that they came in, format that has no name for them, what the error says
+    "qwen": (["transformer.transformer_blocks.0.attn.to_q"], "diffusers", "kohya", "not certain"), "qwen comfy": (["transformer.transformer_blocks.0.attn.to_q"], "diffusers", "bfl", "not certain"),
+    "animatediff": (["unet.down_blocks.0.motion_modules.0.attn1.to_q"], "diffusers", "kohya", "read back"), "ip": (["unet.mid_block.attn1.processor.to_q_ip"], "diffusers", "kohya", "read back"),
+    "one name for two": (["unet.mid_block.attentions.0.proj_in", "unet.mid_block.attentions.0.proj.in"], "diffusers", "kohya", "read back"),
+    "wan": (["diffusion_model.blocks.0.q"], "bfl", "diffusers", "came from, bfl"), "wan peft": (["diffusion_model.blocks.0.q"], "bfl", "peft", "came from, bfl"),
+    "kohya wan": (["lora_unet_blocks_0_q"], "kohya", "peft", "came from, kohya"), "wan kohya": (["diffusion_model.blocks.0.q"], "bfl", "kohya", "came from"),
+    "flux and text": (["transformer.single_transformer_blocks.0.attn.to_q", TEXT], "diffusers", "peft", "for one model"),
+    "unet and text": (["unet.mid_block.attentions.0.proj_in", TEXT], "kohya", "peft", "for one model"),
+}
+
+@pytest.mark.parametrize("modules, source, format, text", NOWHERE.values(), ids=NOWHERE)
+def test_what_a_format_cannot_name_is_refused(tmp_path, modules, source, format, text):
+    lora = lg.LoRA({m: lg.LoRAUpdate(torch.ones(4, 1), (i + 1) * torch.ones(1, 4), 1.0, (4, 4)) for i, m in enumerate(modules)}, format=source)
+    with pytest.raises(ValueError, match=text): lg.save(lora, tmp_path/("a" if format == "peft" else "a.safetensors"), format=format)
+    assert not list(tmp_path.iterdir())
+
 def test_names_that_a_format_lacks(tmp_path):
     llm = lg.LoRA({"model.layers.0.q": lg.LoRAUpdate(torch.ones(4, 1), torch.ones(1, 4), 1.0, (4, 4))})
     for format in ("kohya", "diffusers"):
         with pytest.raises(ValueError, match="model.layers.0.q"): lg.save(llm, tmp_path/"a.safetensors", format=format)
-    two = lg.LoRA({f"{c}.x": u for c in ("unet", "text_encoder") for u in llm.values()})
-    with pytest.raises(ValueError, match="for one model"): lg.save(two, tmp_path/"a", format="peft")
 
-def test_an_input_is_never_overwritten(tmp_path):
-    save_file(kohya((12, 10)), tmp_path/"a.safetensors")
-    with pytest.raises(ValueError, match="another name"): lg.save(lg.load(tmp_path/"a.safetensors"), tmp_path/"a.safetensors")
+# inputs
+
+def folder(path):
+    "A PEFT folder of one module"
+    lg.save(lg.LoRA({"q": lg.LoRAUpdate(torch.ones(4, 2), torch.ones(2, 4), 1.0, (4, 4))}), path)
+    return path
+
+INPUTS = { # where it is read, what is made of it, where it would go
+    "itself": ("a.safetensors", lambda l: l, "a.safetensors"), "resized": ("a.safetensors", lambda l: lg.resize(l, rank=1).lora, "a.safetensors"),
+    "by another path": ("a.safetensors", lambda l: l, "p/../a.safetensors"), "by a link": ("link.safetensors", lambda l: l, "a.safetensors"),
+    "still read from it": ("a.safetensors", lambda l: lg.LoRA(l.updates, format="kohya"), "a.safetensors"),
+    "folder by its file": ("p/adapter_model.safetensors", lambda l: l, "p"), "file by its folder": ("p", lambda l: lg.LoRA({"unet." + m: u for m, u in l.items()}, path=l.path,
+        format="diffusers"), "p/adapter_model.safetensors"),
+    "resized folder": ("p", lambda l: lg.resize(l, rank=1).lora, "p"),
+}
+
+@pytest.mark.parametrize("read, made, target", INPUTS.values(), ids=INPUTS)
+def test_an_input_is_never_overwritten(tmp_path, read, made, target):
+    save_file(kohya((12, 10)), tmp_path/"a.safetensors"); folder(tmp_path/"p"); (tmp_path/"link.safetensors").symlink_to("a.safetensors")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="another name"): lg.save(made(quiet(tmp_path/read)), tmp_path/target)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+def test_a_file_beside_an_input_may_be_overwritten(tmp_path):
+    lora = quiet(folder(tmp_path/"p"))
+    for _ in range(2): lg.save(lora, tmp_path/"q"); lg.save(lora, tmp_path/"p"/"deeper")
+
+# numbers
+
+def one(norm, dtype=torch.float32, **options):
+    "A large module and one of this norm"
+    torch.manual_seed(0)
+    made = {NAME: norm, NAME.replace("to_q", "to_k"): 100.0}
+    return lg.LoRA({m: lg.LoRAUpdate((torch.randn(64, 4) * x ** 0.5 / 16).to(dtype), (torch.randn(4, 64) * x ** 0.5).to(dtype), 0.3, (64, 64)) for m, x in made.items()}, format="diffusers", **options)
+
+def test_a_dtype_that_would_change_a_module_is_refused_or_named(tmp_path):
+    with pytest.raises(ValueError, match="to_q: torch.float8_e4m3fn"): lg.save(one(1e-6), tmp_path/"a.safetensors", dtype=torch.float8_e4m3fn)
+    with pytest.warns(UserWarning, match="changes a module by"): error = lg.save(one(100.0), tmp_path/"a.safetensors", dtype=torch.float8_e4m3fn).rel_error
+    assert 0.01 < error < 0.05
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert lg.save(one(1e-6), tmp_path/"a.safetensors", dtype=torch.bfloat16).rel_error < 0.01
+        lg.save(one(1e-12), tmp_path/"a.safetensors", dtype=torch.float16) # nothing beside the other
+
+def test_what_is_computed_from_8_bits_is_not_rounded_to_8(tmp_path):
+    lora = one(1.0, torch.float8_e4m3fn)
+    lg.save(lora, tmp_path/"a.safetensors", format="kohya")
+    assert {e.dtype for e in TensorFile(tmp_path/"a.safetensors").entries.values()} == {torch.float16}
+    assert lg.save(lora, tmp_path/"b.safetensors").rel_error < 1e-3
+
+def test_zeros_and_ranks_without_use(tmp_path):
+    zero = lg.LoRA({"unet.x": lg.LoRAUpdate(torch.zeros(4, 2), torch.randn(2, 4), 1.0, (4, 4))}, format="diffusers")
+    assert lg.save(zero, tmp_path/"a.safetensors", ragged=True, dtype=torch.float16).rank == 1
+    wide = lg.LoRA({"unet.x": lg.LoRAUpdate(torch.randn(8, 30), torch.randn(30, 6), 1.0, (8, 6))}, format="diffusers")
+    assert lg.save(wide, tmp_path/"b.safetensors").rank == 6
+    same(quiet(tmp_path/"b.safetensors"), wide)
+    many = lg.LoRA({"unet.x": lg.LoRAUpdate(torch.eye(1025), torch.eye(1025), 1.0, (1025, 1025))}, format="diffusers")
+    with pytest.warns(UserWarning, match="rank 1025"): lg.save(many, tmp_path/"c.safetensors")
+
+def test_a_name_as_long_as_the_file_system_takes(tmp_path):
+    lg.save(one(1.0), tmp_path/("u" * 243 + ".safetensors"))
+
+def test_the_bias_of_a_module_left_out_is_named(tmp_path):
+    a = {m: lg.LoRAUpdate(torch.ones(4, 2), torch.ones(2, 4), 2.0, (4, 4)) for m in ("q", "k")}
+    bias = {f"base_model.model.{m}.lora_B.bias": torch.ones(4) for m in a}
+    lora = lg.LoRA({"q": a["q"]}, format="peft", config={"lora_bias": True}, passthrough=bias)
+    with pytest.warns(UserWarning, match="W6"): assert lg.save(lora, tmp_path/"a").left_out == ["base_model.model.k.lora_B.bias"]
+    assert load_file(tmp_path/"a"/"adapter_model.safetensors")["base_model.model.q.lora_B.bias"][0] == 2
 
 def test_resize_of_zero_and_of_small_updates():
     lora = lg.LoRA({"zero": lg.LoRAUpdate(torch.zeros(6, 2), torch.ones(2, 5), 1.0, (6, 5)),
