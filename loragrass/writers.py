@@ -7,17 +7,18 @@ Docs: https://loragrass.github.io/loragrass/writers.html.md"""
 # %% auto #0
 __all__ = ['home_format', 'Saved', 'save', 'Resized', 'resize']
 
-# %% ../nbs/03d_writers.ipynb #dacd0252
+# %% ../nbs/03d_writers.ipynb #6105473a
 import ctypes, json, math, os, re, shutil, uuid, warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from .formats import difference, load
 from .kinds import parse_key
 from .lora_io import DTYPES, LoRA, LoRAUpdate
-from .names import FUSED, bfl_modules, kohya_modules
+from .names import FUSED, bfl_modules, kohya_modules, point_kernel
 
-# %% ../nbs/03d_writers.ipynb #d6385d32
+# %% ../nbs/03d_writers.ipynb #67058529
 def _factors(u, dtype, stated):
     "Factors whose product, times `stated(r)`, is the update"
     up, down = u.scale / stated(u.rank) * u.up.double(), u.down.double()
@@ -48,7 +49,12 @@ def _shaped(up, down, u):
     kernel = u.weight_shape[2:]
     return up.reshape(*up.shape, *[1] * len(kernel)), down.reshape(len(down), -1, *kernel)
 
-# %% ../nbs/03d_writers.ipynb #a103a68e
+def _as_in_model(name, u, arch):
+    "With the number of dimensions that the weight has in its model; LyCORIS stores 1 × 1 convolutions flat"
+    kernel = point_kernel(name, arch)
+    return u if kernel is None or any(d != 1 for d in u.weight_shape[2:]) else replace(u, weight_shape=(*u.weight_shape[:2], *kernel))
+
+# %% ../nbs/03d_writers.ipynb #a8b7317d
 def _fused(updates, parts, shapes):
     "Updates of q, k, v as one"
     there = [updates[p] for p in parts if p in updates]
@@ -87,8 +93,9 @@ def _kohya_metadata(lora, rank, alpha):
     "A1111 takes any metadata without `ss_base_model_version` for SD 1: the version is told, or nothing is"
     base = lora.metadata.get("ss_base_model_version", _BASES.get(lora.arch))
     if base is None: return {}
-    # sshs_: hashes of the old bytes
-    kept = {k: v for k, v in lora.metadata.items() if not k.startswith("sshs_") and k not in ("format", "lora_adapter_metadata")}
+    # hashes of the old bytes, and what the old bytes were
+    stale = r"sshs_.*|modelspec\.hash_.*|format|lora_adapter_metadata"
+    kept = {k: v for k, v in lora.metadata.items() if not re.fullmatch(stale, k) and not (k == "ss_network_args" and '"algo"' in v)}
     told = {"ss_base_model_version": base, "ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
     return kept | told | ({"ss_v2": "True"} if lora.arch == "sd2" else {})
 
@@ -107,7 +114,7 @@ def _diffusers(lora, updates, dtype, ragged):
 
 def _bfl(lora, updates, dtype, ragged): return _plain(lora, _own(lora, updates, bfl_modules, "bfl"), dtype, ragged)
 
-# %% ../nbs/03d_writers.ipynb #005b9942
+# %% ../nbs/03d_writers.ipynb #0e8524c2
 def _peft(lora, updates, dtype, ragged):
     source, components = lora.config or {}, {m.partition(".")[0] for m in updates}
     if odd := next((m for m in updates if re.match(r"lora_|lycoris_|diffusion_model\.", m)), None):
@@ -125,13 +132,14 @@ def _peft(lora, updates, dtype, ragged):
         else: tensors[f"{key}.lora_B.weight"], tensors[f"{key}.lora_A.weight"] = (up, down) if u.transposed else _shaped(up, down, u)
         conv1d = conv1d or u.transposed and not embedding
     ranks = {f"^{re.escape(m)}": up.shape[1] for m, (up, _) in pairs.items() if up.shape[1] != rank}
-    kept = {k: source[k] for k in _KEPT if source.get(k) is not None}
+    kept = {k: source[k] for k in (*_KEPT, *(_BESIDE if lora.passthrough else ())) if source.get(k) is not None}
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(pairs), "fan_in_fan_out": conv1d, "use_rslora": False,
         "use_dora": False, "bias": "none",
               "rank_pattern": ranks, "alpha_pattern": ranks, "init_lora_weights": True, "inference_mode": True}
     return tensors, {"format": "pt"}, config | kept
 
-_KEPT = ("base_model_name_or_path", "revision", "task_type", "modules_to_save", "bias", "lora_bias", "trainable_token_indices") # of the config it came with
+_KEPT = ("base_model_name_or_path", "revision", "task_type") # of the config it came with
+_BESIDE = ("modules_to_save", "bias", "lora_bias", "trainable_token_indices") # with the tensors they speak of
 
 def _is_embedding(name, u, config):
     "Conv1D and embeddings are both stored (in, out); the name tells, or a config without `fan_in_fan_out`, which models of Conv1D have"
@@ -180,7 +188,7 @@ def _write(path, tensors, metadata):
         for key in order: f.write(tensors[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         f.flush(); os.fsync(f.fileno())
 
-# %% ../nbs/03d_writers.ipynb #5c69f9b9
+# %% ../nbs/03d_writers.ipynb #52dfc3b7
 class Saved(NamedTuple):
     "What `save` wrote"
     path:Path
@@ -202,7 +210,7 @@ def save(
     if (format == "peft") == (path.suffix == ".safetensors"):
         raise ValueError(f"{path}: kohya, diffusers and bfl adapters are .safetensors files, a PEFT adapter is a folder; the format is {format}. Name another path, or another format")
     if _is_source(path, lora): raise ValueError(f"{path} is, or holds, what this adapter was read from; save it under another name")
-    updates = {m: u for m, u in lora.items() if u.rank}
+    updates = {m: _as_in_model(m, u, lora.arch) for m, u in lora.items() if u.rank}
     if not updates: raise ValueError("this adapter has no update to write")
     dtypes = {t.dtype for u in updates.values() for t in (u.up, u.down)}
     dtype = dtype or (torch.float32 if len(dtypes) > 1 else torch.float16 if (own := dtypes.pop()).itemsize == 1 else own)
@@ -210,6 +218,8 @@ def save(
     if odd := [key for key, t in tensors.items() if not t.float().isfinite().all()]:
         raise ValueError(f"{odd[0]} has values that {dtype} cannot hold; save it with dtype=torch.float32")
     kept, left_out = _carried(lora, format, updates)
+    if odd := [key for key, t in kept.items() if t.is_floating_point() and not t.float().isfinite().all()]:
+        raise ValueError(f"{odd[0]} holds NaN or infinite values; take it out of lora.passthrough to save the rest")
     path.parent.mkdir(parents=True, exist_ok=True)
     error = _put(path, tensors | kept, metadata, config, updates, dtype)
     rank = max(len(t) for key, t in tensors.items() if re.search(r"lora_(?:down|A|embedding_A)\b", key))

@@ -1,5 +1,5 @@
 "Real clients as oracles: what PEFT and diffusers apply is what we read and write, scale · B · A to 1e-5, in both directions"
-import copy, json, logging, warnings
+import copy, json, logging, re, warnings
 
 import pytest
 import torch
@@ -176,7 +176,6 @@ def weights(pipe): return {f"{c}.{n}": p for c in COMPONENTS if (model := getatt
 
 def canonical_modules(pipe):
     "Canonical module → (weight shape, False), of everything that trainers tune"
-    import re
     shapes = {}
     for c in COMPONENTS:
         for n, module in (getattr(pipe, c, None) or torch.nn.Module()).named_modules():
@@ -216,6 +215,14 @@ def test_diffusers_applies_what_we_write(tmp_path, pipes, model, format, ranks):
     lora = random_lora(shapes, *RANKS[ranks], format=format, arch=arch)
     lg.save(lora, tmp_path/"a.safetensors")
     close(diffusers_deltas(pipes[model], tmp_path/"a.safetensors"), {m: u.dense() for m, u in lora.items()})
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+@pytest.mark.parametrize("model, turn", [("sd15", lambda shape: shape[:2]), ("sdxl", lambda shape: (*shape, 1, 1))])
+def test_point_convolutions_have_the_dimensions_of_their_model(tmp_path, pipes, model, turn, format):
+    shapes = {m: s for m, (s, _) in canonical_modules(pipes[model]).items() if re.search(r"proj_(?:in|out)$", m)}
+    lora = random_lora({m: (torch.Size(turn(s)), False) for m, s in shapes.items()}, format=format, arch=model)
+    lg.save(lora, tmp_path/"a.safetensors")
+    close(diffusers_deltas(pipes[model], tmp_path/"a.safetensors"), {m: u.dense().reshape(shapes[m]) for m, u in lora.items()})
 
 def test_peft_applies_what_we_write_for_a_transformer_of_diffusers(tmp_path, pipes):
     lora = random_lora(canonical_modules(pipes["flux"]), (1, 3), (0.5, 2.0), format="diffusers", arch="flux1")

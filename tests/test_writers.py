@@ -66,12 +66,12 @@ def test_modules_of_one_rank_by_zeros(tmp_path):
     assert [len(u.svd().S) for u in back.values()] == [1, 3]
 
 @pytest.mark.parametrize("arch, metadata, wanted", [("sdxl", {}, "sdxl_base_v1-0"),
-    ("sd15", {"ss_base_model_version": "sd_v1.5x", "sshs_model_hash": "1"}, "sd_v1.5x"), ("unknown", {"modelspec.title": "x"}, None)])
+    ("sd15", {"ss_base_model_version": "sd_v1.5x", "sshs_model_hash": "1", "modelspec.hash_sha256": "2", "ss_network_args": '{"algo": "lokr"}'}, "sd_v1.5x"), ("unknown", {"modelspec.title": "x"}, None)])
 def test_metadata_does_not_misfile(tmp_path, arch, metadata, wanted):
     lora = lg.LoRA({NAME: lg.LoRAUpdate(torch.ones(4, 1), torch.ones(1, 4), 1.0, (4, 4))}, format="kohya", arch=arch, metadata=metadata)
     lg.save(lora, tmp_path/"a.safetensors")
     written = TensorFile(tmp_path/"a.safetensors").metadata
-    assert written.get("ss_base_model_version") == wanted and "sshs_model_hash" not in written and (wanted or not written)
+    assert written.get("ss_base_model_version") == wanted and not {"sshs_model_hash", "modelspec.hash_sha256", "ss_network_args"} & set(written) and (wanted or not written)
 
 def test_the_same_bytes_whatever_the_order(tmp_path):
     save_file(kohya((12, 10), (8, 6)), tmp_path/"a.safetensors", metadata={f"ss_{c}": c for c in "abcdef"} | {"ss_base_model_version": "sd_v1"})
@@ -86,6 +86,8 @@ def test_what_is_not_low_rank_is_carried_or_named(tmp_path):
     lora = quiet(tmp_path/"a.safetensors")
     assert lg.save(lora, tmp_path/"b.safetensors").left_out == [] and list(quiet(tmp_path/"b.safetensors").passthrough) == list(lora.passthrough)
     with pytest.warns(UserWarning, match="W6"): assert lg.save(lora, tmp_path/"c.safetensors", format="diffusers").left_out == list(lora.passthrough)
+    lora.passthrough = {k: t / 0 for k, t in lora.passthrough.items()}
+    with pytest.raises(ValueError, match="norm.diff_b holds NaN"): lg.save(lora, tmp_path/"d.safetensors")
 
 REFUSED = {
     "format": (dict(format="ckpt"), "cannot be written"), "folder": (dict(format="peft"), "is a folder"), "overflow": (dict(dtype=torch.float16),
@@ -114,6 +116,8 @@ OWN = { # modules as a file for ComfyUI or kohya's clients spells them
     "hunyuan": ["diffusion_model.double_blocks.0.img_attn_qkv", "diffusion_model.double_blocks.0.img_mlp.fc1"],
     "flux": ["diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.img_in", "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"],
     "flux 2": ["diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.double_stream_modulation_img.lin"],
+    "sd 3": ["diffusion_model.joint_blocks.0.x_block.attn.qkv", "diffusion_model.joint_blocks.23.context_block.adaLN_modulation.1",
+        "text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc1"],
     "kohya wan": ["lora_unet_blocks_0_self_attn_q", "lora_unet_blocks_0_ffn_0"],
     "kohya qwen": ["lora_unet_transformer_blocks_0_attn_to_q", "lora_unet_transformer_blocks_0_img_mlp_net_0_proj"],
     "kohya hunyuan": ["lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_39_linear2"],
@@ -221,6 +225,8 @@ def test_the_bias_of_a_module_left_out_is_named(tmp_path):
     lora = lg.LoRA({"q": a["q"]}, format="peft", config={"lora_bias": True}, passthrough=bias)
     with pytest.warns(UserWarning, match="W6"): assert lg.save(lora, tmp_path/"a").left_out == ["base_model.model.k.lora_B.bias"]
     assert load_file(tmp_path/"a"/"adapter_model.safetensors")["base_model.model.q.lora_B.bias"][0] == 2
+    lg.save(lg.LoRA({"q": a["q"]}, config={"lora_bias": True}), tmp_path/"b") # as a merge leaves it
+    assert "lora_bias" not in (tmp_path/"b"/"adapter_config.json").read_text()
 
 def test_resize_of_zero_and_of_small_updates():
     lora = lg.LoRA({"zero": lg.LoRAUpdate(torch.zeros(6, 2), torch.ones(2, 5), 1.0, (6, 5)),
@@ -228,6 +234,13 @@ def test_resize_of_zero_and_of_small_updates():
     small = lg.resize(lora, rank=8)
     assert {m: u.rank for m, u in small.lora.items()} == {"zero": 0, "one": 1} and small.rel_error < 1e-6
     with pytest.raises(ValueError, match="rank"): lg.resize(lora)
+
+@pytest.mark.parametrize("scale", [-0.7, 3.0, 0.0])
+def test_resize_keeps_scale_and_update(scale):
+    lora = lg.LoRA({"q": lg.LoRAUpdate(torch.randn(6, 2), torch.randn(2, 5), scale, (6, 5))})
+    small = lg.resize(lora, rank=2).lora
+    assert small["q"].scale == scale
+    same(small, lora, 1e-5)
 
 # faults
 
