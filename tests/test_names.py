@@ -47,6 +47,7 @@ OTHERS = { # modules, m (rows of each), arch
     "hunyuan, kohya": ([f"lora_unet_double_blocks_0_{x}" for x in ("img_attn_qkv", "img_mlp_fc1")], 3072, "hunyuan_video"),
     "hunyuan, comfy": (["diffusion_model.double_blocks.0.img_attn_qkv", "diffusion_model.single_blocks.0.linear1"], 3072, "hunyuan_video"),
     "flux 2, comfy": (["diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.double_blocks.0.img_mlp.0"], 6 * 3072, "flux-like"),
+    "flux, and what it has not": (["diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.double_blocks.0.img_new.0"], 3072, "flux-like"),
     "flux, comfy": (["diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.img_in"], 3072, "flux1"),
     "flux": (["transformer.single_transformer_blocks.37.attn.to_q"], 3072, "flux1"),
 }

@@ -135,6 +135,13 @@ def test_files_of_other_models_go_back_under_their_own_names(tmp_path, case, res
     assert "flux1" not in TensorFile(tmp_path/"b.safetensors").metadata.values()
     same(quiet(tmp_path/"b.safetensors"), lora, 1e-5)
 
+def test_a_part_of_rank_0_keeps_its_rows_in_a_fused_module(tmp_path):
+    sizes = {"attn.to_q": (16, 2), "attn.to_k": (16, 2), "attn.to_v": (16, 0), "proj_mlp": (96, 0)} # an MLP six times as wide
+    lora = lg.LoRA({f"transformer.single_transformer_blocks.0.{p}": lg.LoRAUpdate(torch.randn(m, r), torch.randn(r, 16), 1.0, (m, 16)) for p, (m, r) in sizes.items()},
+        format="bfl", arch="flux-like")
+    lg.save(lora, tmp_path/"a.safetensors")
+    assert load_file(tmp_path/"a.safetensors")["diffusion_model.single_blocks.0.linear1.lora_B.weight"].shape == (144, 4)
+
 TEXT = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
 NOWHERE = { # modules, format that they came in, format that has no name for them, what the error says
     "qwen": (["transformer.transformer_blocks.0.attn.to_q"], "diffusers", "kohya", "not certain"), "qwen comfy": (["transformer.transformer_blocks.0.attn.to_q"], "diffusers", "bfl", "not certain"),
