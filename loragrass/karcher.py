@@ -8,7 +8,7 @@ Docs: https://loragrass.github.io/loragrass/karcher.html.md"""
 __all__ = ['METHODS', 'Grassmann', 'GrassmannExact', 'geodesic', 'chordal_mean', 'NonUniqueMeanWarning', 'KarcherMean',
            'karcher_mean']
 
-# %% ../nbs/02_karcher.ipynb #f65034a3
+# %% ../nbs/02_karcher.ipynb #49d536ec
 import math, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from geoopt.optim import RiemannianSGD
 from geoopt.utils import size2shape
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .plucker import _basis, _same_space, principal_angles
+from .plucker import _basis, _outside, _pair, _same_space, principal_angles
 
 # %% ../nbs/02_karcher.ipynb #5c3a9cae
 class _Spectral(torch.autograd.Function):
@@ -189,19 +189,18 @@ class GrassmannExact(Grassmann):
     retr, retr_transp, transp_follow_retr = Grassmann.expmap, Grassmann.expmap_transp, Grassmann.transp_follow_expmap
     def extra_repr(self): return "exact"
 
-# %% ../nbs/02_karcher.ipynb #e1643a56
+# %% ../nbs/02_karcher.ipynb #fcbd9894
 def geodesic(
     X, # (..., n, k) orthonormal columns: t = 0
     Y, # (..., n, k) orthonormal columns: t = 1; leading dims broadcast
     t, # a number, or a tensor that broadcasts with the leading dims
 )->Tensor: # (..., n, k)
     "The point at t on the shortest geodesic from X to Y (a shortest one, where an angle is π/2)"
-    X, Y = _basis(X, "X"), _basis(Y, "Y")
-    _same_space(X, Y)
+    X, Y = _pair(X, Y)
     if X.shape[-1] != Y.shape[-1]: raise ValueError(f"dimensions differ: {X.shape[-1]} and {Y.shape[-1]}; a geodesic stays on one Gr(k, n)")
     return _exp(X, torch.as_tensor(t, dtype=X.dtype, device=X.device)[..., None, None] * _log(X, Y))
 
-# %% ../nbs/02_karcher.ipynb #88fe8391
+# %% ../nbs/02_karcher.ipynb #112b96ac
 def _points(X, weights=None, k=None):
     "Columns of all points (B, n, K), in groups [(N, l), …] of N points of dimension l; their weights (B, N) of sum 1; the mean's dimension; the batch's shape"
     if isinstance(X, (list, tuple)):
@@ -214,18 +213,18 @@ def _points(X, weights=None, k=None):
         A, groups, batch = torch.cat([bases[i] for i in order], 1)[None], [(sizes.count(l), l) for l in sorted(set(sizes))], ()
     else:
         X = _basis(X, "X").detach()
-        if X.ndim < 3 or not len(X): raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k), N ≥ 1, or a list of (n, k)")
+        if X.ndim < 3 or 0 in X.shape: raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k), N ≥ 1, or a list of (n, k)")
         batch, order, groups = X.shape[1:-2], range(len(X)), [(len(X), X.shape[-1])]
         A = X.flatten(1, -3).permute(1, 2, 0, 3).flatten(2) if batch else X.permute(1, 0, 2).flatten(1)[None]
     k = groups[0][1] if k is None else k
-    if not 0 < k <= min(A.shape[-2:]): raise ValueError(f"k={k}; the {A.shape[-1]} columns of all points in ℝ^{A.shape[-2]} leave 1 … {min(A.shape[-2:])}")
+    if k not in range(1, min(A.shape[-2:]) + 1): raise ValueError(f"k={k}; the {A.shape[-1]} columns of all points in ℝ^{A.shape[-2]} leave 1 … {min(A.shape[-2:])}")
     w = torch.as_tensor(1. if weights is None else weights, dtype=A.dtype, device=A.device)
     N = len(order)
-    if weights is not None and w.shape[:1] != (N,): raise ValueError(f"weights have shape {tuple(w.shape)}; expected one for each of the {N} points")
+    if weights is not None and w.shape not in ((N,), (N, *batch)): raise ValueError(f"weights have shape {tuple(w.shape)}; expected one for each of the {N} points{f', ({N},) or {(N, *batch)}' if batch else ''}")
     w = w.movedim(0, -1)[..., list(order)] if w.ndim else w
     w = w.expand(*batch, N).reshape(len(A), N)
     if not ((w >= 0) & (w < math.inf)).all() or not (w.sum(-1) > 0).all(): raise ValueError("weights must be finite, none negative, and not all zero")
-    return (A, groups, w / w.sum(-1, keepdim=True)), k, batch
+    return (A, groups, w / w.sum(-1, keepdim=True)), int(k), batch
 
 def _by_point(M, groups): # (B, r, K)
     "Cut columns into points: [(B, N, r, l), …]"
@@ -248,7 +247,7 @@ def _evaluate(x, A, groups, w):
         B.append((F if S is M else F.mT).movedim(-3, -2).flatten(-2))
     return cost, _horizontal(x, _horizontal(x, (torch.cat(B, -1) @ A.mT).mT))
 
-# %% ../nbs/02_karcher.ipynb #fda0f7a8
+# %% ../nbs/02_karcher.ipynb #294cab12
 def _project(A, groups, w): # → V ↦ P̄V
     "The mean projector Σ wᵢ YᵢYᵢᵀ as a function, and the weights of the columns (B, 1, K)"
     w = w.repeat_interleave(torch.tensor([l for N, l in groups for _ in range(N)], device=w.device), -1)[..., None, :]
@@ -257,14 +256,13 @@ def _project(A, groups, w): # → V ↦ P̄V
 def _subspace_iteration(project, V, k, tol, steps): # V (B, n, p), p > k
     "k leading eigenvectors, k + 1 eigenvalues and the norms of their residuals, descending; and whether the first k residuals are below tol"
     for _ in range(steps):
-        V = torch.linalg.qr(V)[0]
-        Z = project(V)
-        values, R = (t[..., -k-1:].flip(-1) for t in torch.linalg.eigh(V.mT @ Z))
-        residual = (Z @ R - (V @ R) * values[..., None, :]).norm(dim=-2)
+        Q = torch.linalg.qr(V)[0]
+        V = project(Q)
+        values, R = (t[..., -k-1:].flip(-1) for t in torch.linalg.eigh(Q.mT @ V))
+        residual = (V @ R - (Q @ R) * values[..., None, :]).norm(dim=-2)
         done = (residual[..., :k].norm(dim=-1) <= tol).all()
         if done: break
-        V = Z
-    return (V @ R)[..., :k], values.clamp(0, 1), residual, done
+    return (Q @ R)[..., :k], values.clamp(0, 1), residual, done
 
 def _leading(points, k, exact=True):
     "Of the mean projector: k leading eigenvectors (B, n, k), min(k + 1, n) eigenvalues, and the norms of their residuals"
@@ -276,7 +274,7 @@ def _leading(points, k, exact=True):
         *found, done = _subspace_iteration(_project(A.to(dtype), groups, w.to(dtype))[0], V, k, tol, steps)
         if done or not exact:
             V, values, residual = (t.to(A.dtype) for t in found)
-            return _polished(V), values, residual
+            return _polished(V), values, residual # orthonormal beyond float32
     B = A * _project(A, groups, w)[1].sqrt()
     if n <= K: values, V = (t.flip(-1) for t in torch.linalg.eigh(B @ B.mT))
     else:
@@ -351,7 +349,7 @@ def _descend(x:Tensor, points:tuple, tol:float, max_iter:int, evaluate:Callable=
 
 def _norm(g): return g.norm(dim=(-2, -1))
 
-# %% ../nbs/02_karcher.ipynb #551b42cb
+# %% ../nbs/02_karcher.ipynb #abfb3870
 class NonUniqueMeanWarning(UserWarning):
     "The mean may be one of several"
 
@@ -365,12 +363,12 @@ class KarcherMean:
     variance: float|Tensor # Σ wᵢ d²(mean, Yᵢ) [rad²]
     max_angle: float|Tensor # the largest angle between the mean and a point [rad]
     eigengap: float|Tensor # λ_k − λ_{k+1} of the mean projector, in [0, 1]
-    unique: bool|None|list # True: proven. False: eigengap < 0.05, or restarts ended elsewhere. None: neither
+    unique: bool|None|list # True: converged, and proven. False: eigengap < 0.05, or restarts ended elsewhere. None: neither
     lower_bound: float|Tensor # no subspace has a smaller variance
     effective_k: int|Tensor # where, up to k, the eigenvalues of the mean projector fall most
     spread: float|Tensor|None # distance between means of restarts within 1 % of the best variance [rad]; None: no restarts
 
-# %% ../nbs/02_karcher.ipynb #e6d8b4dd
+# %% ../nbs/02_karcher.ipynb #bf16eb12
 def _evidence(mean, A, groups, w):
     "Per point: weight (B, N), squared distance to the mean (B, N), the two largest angles to it (B, N, 2), dimension (N,)"
     k, M, eps = mean.shape[-1], mean.mT @ A, torch.finfo(w.dtype).eps
@@ -390,10 +388,11 @@ def _verdict(mean, evidence, leading):
     upper = values + residual.square() / torch.maximum(gap[..., None], residual).clamp(min=eps) # an eigenvalue is that close to its approximation
     cosine = upper[..., :k].clamp(eps, 1).sqrt()
     lower = _angle(cosine).square().sum(-1) - (w * (k - dims).clamp(min=0)).sum(-1) * math.pi ** 2 / 4 # a point of l < k dimensions has k − l angles fewer
-    lower = torch.minimum(lower, variance)
+    lower = torch.minimum(lower.clamp(min=0), variance)
     radius = ((variance - lower) / (gap.clamp(min=eps) * _unwind(cosine[..., 0]) / cosine[..., 0])).sqrt()
-    reach = radius.clamp(max=1).asin() + _horizontal(V, mean).norm(dim=(-2, -1)).clamp(max=1).asin()
-    s = top.sum(-1) + min(2, k) * reach[..., None]
+    off = residual[..., :k].norm(dim=-1) / gap.clamp(min=eps) # V is that close to the chordal mean (Davis & Kahan 1970)
+    reach = sum(sine.clamp(max=1).asin() for sine in (radius, off, _horizontal(V, mean).norm(dim=(-2, -1))))
+    s = (top.sum(-1) + min(2, k) * reach[..., None]).clamp(min=eps) # s cot s is 1 at 0
     proven = (top[..., 1] + reach[..., None] < math.pi / 2).all(-1) & ((w * s / s.tan()).sum(-1) > 0) & (dims == k).all()
     return variance, gap.clamp(min=0), lower, proven
 
@@ -415,20 +414,20 @@ def _geoopt(x, points, tol, max_iter): # as _descend
 
 METHODS = {"auto": _descend, "lbfgs": _descend, "geoopt": _geoopt}
 
-# %% ../nbs/02_karcher.ipynb #86722be2
+# %% ../nbs/02_karcher.ipynb #38550e1a
 def _result(mean, grad_norm, n_iter, spread, evidence, leading, batch, tol):
     "Put the evidence together, and warn where it speaks against the mean"
     k, values, max_angle = mean.shape[-1], leading[1], evidence[2].amax((-2, -1))
     variance, gap, lower, proven = _verdict(mean, evidence, leading)
     apart = torch.zeros_like(gap) if spread is None else spread
-    seen, proven = (gap < .05) | (apart > 1e-3), proven & (apart <= 1e-3)
+    seen, proven = (gap < .05) | (apart > 1e-3), proven & (apart <= 1e-3) & (grad_norm <= tol)
     effective_k = (values - torch.nn.functional.pad(values, (0, 1))[..., 1:])[..., :k].argmax(-1) + 1
     doubt = ~proven & (seen | (max_angle > math.pi / 4))
     if doubt.any():
         i = int(doubt.nonzero()[0])
         warnings.warn(f"the Karcher mean may be one of several: largest angle to it {max_angle[i]:.2f} rad (π/4 is 0.79), eigengap {gap[i]:.3f}"
                       + (f", means of restarts {apart[i]:.2g} rad apart" if apart[i] else "") + (f"; mean {i} of {len(doubt)}" if batch else "")
-                      + (f"; the eigengap is widest at k={effective_k[i]}" if effective_k[i] < k else ""), NonUniqueMeanWarning, stacklevel=4)
+                      + (f"; the eigengap is widest at k={effective_k[i]}" if effective_k[i] < k else ""), NonUniqueMeanWarning, _outside())
     unique = [True if p else False if q else None for p, q in zip(proven.tolist(), seen.tolist())]
     plain = (lambda t: t.reshape(batch)) if batch else (lambda t: t.item())
     return KarcherMean(
@@ -447,9 +446,10 @@ def karcher_mean(
 )->KarcherMean:
     "The subspace with the least mean squared geodesic distance (Karcher 1977), and whether it is the only one"
     if method not in METHODS: raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    if restarts < 0 or max_iter < 0: raise ValueError(f"restarts={restarts}, max_iter={max_iter}; expected 0 or more")
     points, k, batch = _points(X, weights, k)
     A, leading = points[0], _leading(points, k, exact=False)
-    tol = tol or _tolerance(A)
+    tol = _tolerance(A) if tol is None else tol
     picks = [torch.randperm(A.shape[-1], generator=torch.Generator().manual_seed(i))[:k].to(A.device) for i in range(restarts)]
     runs = [METHODS[method](x, points, tol, max_iter) for x in [leading[0]] + [torch.linalg.qr(A[..., p])[0] for p in picks]]
     means, costs, norms, n_iter = (torch.stack(t) for t in zip(*runs))

@@ -8,9 +8,10 @@ Docs: https://loragrass.github.io/loragrass/means.html.md"""
 __all__ = ['KarcherMedian', 'karcher_median', 'FlagMean', 'flag_mean', 'PrincipalGeodesics', 'principal_geodesics',
            'streaming_mean']
 
-# %% ../nbs/02a_means.ipynb #2ee52e97
+# %% ../nbs/02a_means.ipynb #d9c79d50
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .karcher import KarcherMean, _by_point, _angle, _descend, _evaluate, _evide
 from .karcher import _result, _subspace_iteration, _tolerance, karcher_mean
 from .plucker import _basis
 
-# %% ../nbs/02a_means.ipynb #d2f295e7
+# %% ../nbs/02a_means.ipynb #9ac7c2e3
 @dataclass(frozen=True)
 class KarcherMedian:
     "A median and how well it was found; for a batch, tensors of the batch's shape"
@@ -39,7 +40,7 @@ def karcher_median(
     "The subspace with the least mean geodesic distance, by Weiszfeld's iteration from the chordal mean"
     (A, groups, w), k, batch = _points(X, weights, k)
     double = A.dtype == torch.float64
-    tol, floor = tol or (1e-8 if double else 1e-4), 1e-6 if double else 1e-3
+    tol, floor = (1e-8 if double else 1e-4) if tol is None else tol, 1e-6 if double else 1e-3
     x, n_iter = _leading((A, groups, w), k, exact=False)[0], 0
     while True:
         d = torch.cat([_angle(torch.linalg.svdvals(m).clamp(max=1)).norm(dim=-1) for m in _by_point(x.mT @ A, groups)], -1)
@@ -48,10 +49,10 @@ def karcher_median(
         norm = g.norm(dim=(-2, -1)) * v.sum(-1)
         if n_iter == max_iter or (norm <= tol).all(): break
         x, n_iter = _exp(x, g), n_iter + 1
-    plain = (lambda t: t.reshape(batch)) if batch else (lambda t: t.item())
+    plain, d = (lambda t: t.reshape(batch)) if batch else (lambda t: t.item()), _evidence(x, A, groups, w)[1].sqrt() # exact near 0
     return KarcherMedian(x.reshape(*batch, *x.shape[-2:]), plain(norm <= tol), n_iter, plain(norm), plain((w * d).sum(-1)))
 
-# %% ../nbs/02a_means.ipynb #2c88115c
+# %% ../nbs/02a_means.ipynb #42a88d75
 @dataclass(frozen=True)
 class FlagMean:
     "Directions in the order in which they are shared"
@@ -66,11 +67,11 @@ def flag_mean(
 )->FlagMean:
     "The leading eigenvectors of the mean projector, and how much each is shared"
     sizes = [x.shape[-1] for x in X]
-    points, k, batch = _points(X, weights, k or max(sizes, default=1))
+    points, k, batch = _points(X, weights, max(sizes, default=1) if k is None else k)
     V, values, _ = _leading(points, k)
     return FlagMean(V.reshape(*batch, *V.shape[-2:]), values[..., :k].reshape(*batch, k))
 
-# %% ../nbs/02a_means.ipynb #349e8c42
+# %% ../nbs/02a_means.ipynb #ff1e0025
 @dataclass(frozen=True)
 class PrincipalGeodesics:
     "Directions of variation at a mean, the largest first"
@@ -83,7 +84,7 @@ class PrincipalGeodesics:
         scores, # (..., q) coordinates
     )->Tensor: # (..., n, k)
         "The subspace at these coordinates"
-        return _exp(self.mean, torch.einsum("...q,qnk->...nk", scores, self.directions))
+        return _exp(self.mean, torch.einsum("...q,qnk->...nk", torch.as_tensor(scores).to(self.directions), self.directions))
 
 @torch.no_grad()
 def principal_geodesics(
@@ -97,42 +98,49 @@ def principal_geodesics(
     if X.ndim != 3: raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, n, k)")
     (_, _, w), k, _ = _points(X, weights)
     most = min(len(X) - (mean is None), k * (X.shape[-2] - k)) # at the mean, the logarithms sum to 0
-    mean = karcher_mean(X, weights).mean if mean is None else _basis(mean, "mean")
+    mean = karcher_mean(X, weights).mean if mean is None else _basis(mean, "mean").to(X)
+    if mean.shape != X.shape[1:]: raise ValueError(f"mean has shape {tuple(mean.shape)}; expected that of a point, {tuple(X.shape[1:])}")
     q = most if n_components is None else n_components
     if not 0 <= q <= most: raise ValueError(f"n_components={q}; {len(X)} points on Gr({k}, {X.shape[-2]}) have up to {most}")
     U = _log(mean, X).flatten(1)
     _, S, Vh = torch.linalg.svd(w[0, :, None].sqrt() * U, full_matrices=False)
     return PrincipalGeodesics(mean, Vh[:q].unflatten(1, mean.shape), S[:q].square(), U @ Vh[:q].T)
 
-# %% ../nbs/02a_means.ipynb #5a095907
-def _average(chunks, k, fn): # fn(points) → tuple of tensors
-    "Average of fn over all points, chunk by chunk"
-    total, count = None, 0
+# %% ../nbs/02a_means.ipynb #eb34907e
+def _read(chunks, k=None, n=None):
+    "The points of each chunk that has some, and the mean's dimension"
+    empty = True
     for chunk in chunks:
-        points, *_ = _points(chunk, k=k)
+        if not len(chunk): continue
+        points, k, batch = _points(chunk, k=k)
+        if batch or n not in (None, points[0].shape[-2]): raise ValueError(f"a chunk has points of shape {tuple(chunk[0].shape)}; expected ({n or 'n'}, k)")
+        yield points, k
+        empty = False
+    if empty: raise ValueError("chunks is empty; expected at least one stack (N, n, k)")
+
+def _average(chunks, fn): # fn(points) → tuple of tensors
+    "Average of fn over all points, chunk by chunk"
+    total, count = [], 0
+    for points, _ in chunks:
         N = points[2].shape[-1]
         values = [N * v for v in fn(points)]
-        total, count = values if total is None else [a + b for a, b in zip(total, values)], count + N
-    if total is None: raise ValueError("chunks is empty; expected at least one stack (N, n, k)")
+        total, count = [a + b for a, b in zip(total, values)] if total else values, count + N
     return [t / count for t in total]
 
 @torch.no_grad()
 def streaming_mean(
-    chunks:Iterable, # stacks (N, n, k) of one dimension, readable more than once
+    chunks:Iterable, # stacks (N, n, k) of one dimension, readable more than once; empty ones are passed over
     tol:float|None=None, # as in karcher_mean
     max_iter:int=500, # steps of the descent; each reads all chunks once
     k:int|None=None, # dimension of the mean; None: that of the points
 )->KarcherMean:
     "The Karcher mean of points that are read chunk by chunk"
     if isinstance(chunks, Iterator): raise ValueError("chunks can be read only once; pass a list, a DataLoader, or an object whose __iter__ starts anew")
-    first = next(iter(chunks), None)
-    if first is None: raise ValueError("chunks is empty; expected at least one stack (N, n, k)")
-    (A, _, _), k, batch = _points(first, k=k)
-    if batch: raise ValueError(f"a chunk has shape {tuple(first.shape)}; expected (N, n, k)")
-    n, tol = A.shape[-2], tol or _tolerance(A)
-    p = min(n, k + 8)
+    (A, _, _), k = next(_read(chunks, k))
+    n, tol = A.shape[-2], _tolerance(A) if tol is None else tol
+    read, p = partial(_read, chunks, k, n), min(n, k + 8)
     V = torch.randn(1, n, p, generator=torch.Generator().manual_seed(0), dtype=A.dtype).to(A.device)
-    *leading, _ = _subspace_iteration(lambda V: _average(chunks, k, lambda points: (_project(*points)[0](V),))[0], V, k, 1e-3, 8)
-    x, _, norm, n_iter = _descend(leading[0], (), tol, max_iter, lambda x: _average(chunks, k, lambda points: _evaluate(x, *points)))
-    d2, top, dims = (torch.cat(t, i) for i, t in zip((-1, -2, 0), zip(*(_evidence(x, *_points(chunk, k=k)[0])[1:] for chunk in chunks))))
+    *leading, _ = _subspace_iteration(lambda V: _average(read(), lambda points: (_project(*points)[0](V),))[0], V, k, 1e-3, 8)
+    x, _, norm, n_iter = _descend(leading[0], (), tol, max_iter, lambda x: _average(read(), lambda points: _evaluate(x, *points)))
+    d2, top, dims = (torch.cat(t, i) for i, t in zip((-1, -2, 0), zip(*(_evidence(x, *points)[1:] for points, _ in read()))))
     return _result(x, norm, n_iter, None, (torch.full_like(d2, 1 / d2.shape[-1]), d2, top, dims), leading, (), tol)

@@ -8,7 +8,8 @@ Docs: https://loragrass.github.io/loragrass/plucker.html.md"""
 __all__ = ['orthonormalize', 'principal_angles', 'plucker_embedding', 'plucker_relations', 'plucker_basis',
            'plucker_inner_product', 'expected_log_det2']
 
-# %% ../nbs/00_plucker.ipynb #9608046e
+# %% ../nbs/00_plucker.ipynb #70d13e87
+import sys
 from functools import lru_cache
 from itertools import chain, combinations
 from math import comb
@@ -17,16 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_plucker.ipynb #84cea3e5
-def _real(A, name:str="A")->Tensor: # (..., n, k) float32 or float64
-    "What we compute with: a tensor or array of at least two dims, low precision raised"
-    A = A if isinstance(A, Tensor) else torch.tensor(np.asarray(A))
-    if A.is_complex() or A.ndim < 2 or 0 in A.shape[-2:]:
-        raise ValueError(f"{name} has shape {tuple(A.shape)} and dtype {A.dtype}; expected real numbers (..., n, k): n coordinates, k ≥ 1 columns")
+# %% ../nbs/00_plucker.ipynb #947b6980
+def _real(A, name:str="A", dims:int=2)->Tensor: # (..., n, k) float32 or float64
+    "What we compute with: a tensor or array of at least `dims` dims, low precision raised"
+    if not isinstance(A, Tensor):
+        A = np.asarray(A)
+        if A.dtype.kind not in "biufc": raise ValueError(f"{name} has dtype {A.dtype}; expected numbers, in a tensor or an array")
+        A = torch.tensor(A)
+    if A.is_complex() or A.ndim < dims or 0 in A.shape[-dims:]:
+        raise ValueError(f"{name} has shape {tuple(A.shape)} and dtype {A.dtype}; expected real numbers{' (..., n, k): n coordinates, k ≥ 1 columns' if dims == 2 else ''}")
     if A.dtype in (torch.float32, torch.float64): return A
     return A.to(torch.float32 if A.is_floating_point() else torch.float64)
 
-# %% ../nbs/00_plucker.ipynb #c8f519fa
+# %% ../nbs/00_plucker.ipynb #f494cecd
 def orthonormalize(
     A, # (..., n, k) columns that span the subspace; tensor or array
     rank:int|None=None, # keep this many leading left singular vectors; None: all k columns, which must be independent
@@ -40,7 +44,8 @@ def orthonormalize(
         raise ValueError(f"A{_first(bad)} is NaN or infinite ({int(bad.sum())} such entries); a subspace needs finite columns")
     rtol = 10 * k * torch.finfo(A.dtype).eps if rtol is None else rtol
     if rank is not None:
-        if not 0 < rank <= min(n, k): raise ValueError(f"rank={rank} of a {n} × {k} matrix; expected 1 … {min(n, k)}")
+        if rank not in range(1, min(n, k) + 1): raise ValueError(f"rank={rank} of a {n} × {k} matrix; expected 1 … {min(n, k)}")
+        rank = int(rank)
         U, S, _ = torch.linalg.svd(A, full_matrices=False)
         _check_rank(S.detach(), rank, rtol)
         return U[..., :rank]
@@ -50,7 +55,7 @@ def orthonormalize(
     _check_rank(torch.linalg.svdvals(R.detach() / torch.where(scale > 0, scale, 1)), k, rtol)
     return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)[..., None, :]
 
-# %% ../nbs/00_plucker.ipynb #6d857e69
+# %% ../nbs/00_plucker.ipynb #5e28864e
 def _check_rank(S, rank, rtol): # S (..., min(n, k)), descending
     "Refuse a spectrum whose `rank`-th value is rounding"
     full = S > rtol * S[..., :1]
@@ -60,6 +65,12 @@ def _check_rank(S, rank, rtol): # S (..., min(n, k)), descending
                      "leave the dependent ones out, or pass rank= to keep fewer directions")
 
 def _first(mask): return mask.nonzero()[0].tolist() # index of the first True
+
+def _outside()->int:
+    "The stacklevel with which the caller's warning points at the first line that is not ours (nor of a library that wraps us)"
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("loragrass", "torch", "sklearn"): level, frame = level + 1, frame.f_back
+    return level
 
 # %% ../nbs/00_plucker.ipynb #6a2cd86c
 def _basis(X, name:str="X")->Tensor: # (..., n, k)
@@ -109,7 +120,7 @@ def _faces(n:int, k:int)->Tensor: # (C(n, k), k)
     place = [comb(n, k - 1) - 1 - later[np.delete(I, a, 1), range(k - 1)].sum(-1) for a in range(k)] # the combinatorial number system
     return torch.from_numpy(np.stack(place, 1))
 
-# %% ../nbs/00_plucker.ipynb #0633a55d
+# %% ../nbs/00_plucker.ipynb #ef3b45f3
 def plucker_embedding(
     X, # (..., n, k) any basis; error relative to the product of the columns' lengths
 )->Tensor: # (..., C(n, k)) all k × k minors, sets of rows in lexicographic order
@@ -130,8 +141,11 @@ def _minors(X): # where k > n/2 the shorter minors outnumber the ones asked for:
     k = X.shape[-1]
     return torch.cat([torch.linalg.det(X[..., I.to(X.device), :]) for I in _subsets(X.shape[-2], k).split(max(1, (1 << 22) // k**2))], -1)
 
-def _check_size(n, k):
+def _check_dimensions(n, k):
     if not 0 < k <= n: raise ValueError(f"{k} columns in ℝ^{n}; expected 1 ≤ k ≤ n")
+
+def _check_size(n, k):
+    _check_dimensions(n, k)
     if comb(n, k) > 1_000_000:
         raise ValueError(f"C({n}, {k}) = {comb(n, k):.3g} coordinates, more than 1e6; plucker_inner_product(X, Y, log=True) and the kernels need none of them")
 
@@ -149,19 +163,19 @@ def plucker_relations(
         W[..., _subsets(n, k + 1)[:, a].to(p.device), B] = (-1) ** a * p[..., _faces(n, k + 1)[:, a].to(p.device)]
     return _contract(p, n, k).mT @ W
 
-# %% ../nbs/00_plucker.ipynb #5ea276cb
+# %% ../nbs/00_plucker.ipynb #c399f744
 def _coordinates(p, n, k):
-    p = p if isinstance(p, Tensor) else torch.tensor(np.asarray(p))
+    p = _real(p, "p", 1)
     _check_size(n, k)
     if p.shape[-1:] != (comb(n, k),): raise ValueError(f"coordinates of shape {tuple(p.shape)}; Gr({k}, {n}) has C({n}, {k}) = {comb(n, k)} of them")
-    return p if p.is_floating_point() else p.double()
+    return p
 
 def _contract(p, n, k): # (..., n, C(n, k−1)): [i, A] = ± p_{A∪i}
     M = p.new_zeros(*p.shape[:-1], n, comb(n, k - 1))
     for a in range(k): M[..., _subsets(n, k)[:, a].to(p.device), _faces(n, k)[:, a].to(p.device)] = (-1) ** a * p
     return M
 
-# %% ../nbs/00_plucker.ipynb #3a04f70b
+# %% ../nbs/00_plucker.ipynb #bb67fc01
 def plucker_basis(
     p, # (..., C(n, k)) coordinates, of any scale
     n:int, # ambient dimension
@@ -173,9 +187,9 @@ def plucker_basis(
     p = p / p.norm(dim=-1, keepdim=True)
     M = _contract(p, n, k) # M Mᵀ is the projector
     S, U = torch.linalg.eigh((M @ M.mT).nan_to_num())
-    error = (S - (torch.arange(n, device=p.device) >= n - k).to(S)).abs().amax()
-    if not error <= (torch.finfo(p.dtype).eps ** .5 if atol is None else atol):
-        raise ValueError(f"p belongs to no subspace: its projector has eigenvalues {float(error):.1e} away from 0 and 1; raise atol for a subspace near it")
+    error = (S - (torch.arange(n, device=p.device) >= n - k).to(S)).abs()
+    if not (error <= (torch.finfo(p.dtype).eps ** .5 if atol is None else atol)).all():
+        raise ValueError(f"p belongs to no subspace: its projector has eigenvalues {float(error.max()):.1e} away from 0 and 1; raise atol for a subspace near it")
     X = U[..., n - k:]
     flip = torch.where((plucker_embedding(X) * p).sum(-1) < 0, -1, 1)[..., None, None]
     return torch.cat([X[..., :1] * flip, X[..., 1:]], -1)
@@ -194,11 +208,12 @@ def plucker_inner_product(
     sign, logdet = torch.linalg.slogdet(M.double())
     return sign.to(M.dtype), logdet.to(M.dtype)
 
-# %% ../nbs/00_plucker.ipynb #92874b85
+# %% ../nbs/00_plucker.ipynb #a93e4728
 def expected_log_det2(
     n:int, # ambient dimension
     k:int, # subspace dimension
 )->float: # natural logarithm, ≤ 0
     "E log det(XᵀY)² of two independent uniformly random subspaces of Gr(k, n)"
+    _check_dimensions(n, k)
     i = torch.arange(k, dtype=torch.float64, device="cpu")
     return float((torch.digamma((k - i) / 2) - torch.digamma((n - i) / 2)).sum())

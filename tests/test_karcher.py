@@ -158,7 +158,17 @@ def test_inputs_stay_as_they_are():
     assert Y.equal(before) and karcher_mean(Y.numpy()).mean.equal(karcher_mean(Y).mean) and karcher_mean(Y).mean.equal(karcher_mean(Y).mean)
     assert not karcher_mean(Y.clone().requires_grad_()).mean.requires_grad
 
+@pytest.mark.parametrize("mean", [lambda Y: karcher_mean(Y, max_iter=0).mean, lambda Y: karcher_median(Y, max_iter=0).median, lambda Y: streaming_mean([Y], max_iter=0).mean])
+def test_a_start_that_eight_steps_do_not_find_is_orthonormal(mean): # no gap after the k-th eigenvalue
+    x = mean(orthonormalize(randn(32, 300, 8)))
+    assert (x.mT @ x - torch.eye(8)).abs().max() < 1e-11 # orthonormal in float32, one Newton–Schulz step
+
+def test_what_is_the_same_is_unique():
+    for Y in (torch.eye(6, dtype=torch.float64)[:, :2].expand(5, 6, 2), orthonormalize(randn(4, 3, 3))): assert karcher_mean(Y).unique is True
+    assert karcher_median(Y[:1]).mean_distance < 1e-14
+
 def test_missed_convergence_comes_back():
+    assert karcher_mean(cloud(8, 20, 2, .3), max_iter=1).unique is None and karcher_mean(cloud(8, 20, 2, .3), tol=0., max_iter=20).converged is False
     m = karcher_mean(half_shared(), max_iter=3)
     assert m.converged is False and m.n_iter == 3 and m.grad_norm > 1e-8
     assert karcher_median(cloud(5, 12, 3, .5), max_iter=2).converged is False
@@ -184,13 +194,32 @@ REFUSED = {
     "expected a stack (N, n, k)": lambda: principal_geodesics(Y[None]),
     "chunks is empty": lambda: streaming_mean([]),
     "read only once": lambda: streaming_mean(y for y in [Y]),
-    "a chunk has shape": lambda: streaming_mean([Y[:, None]]),
+    "a chunk has points of shape (1, 8, 2)": lambda: streaming_mean([Y[:, None]]),
+    "a chunk has points of shape (6, 2); expected (8, k)": lambda: streaming_mean([Y, cloud(3, 6, 2, .5)]),
+    "expected that of a point, (8, 2)": lambda: principal_geodesics(Y, mean=Y[0, :, :1]),
+    "k=1.5": lambda: karcher_mean(Y, k=1.5),
+    "flag: k=0": lambda: flag_mean(Y, k=0),
+    "(3, 0, 8, 2); expected a stack": lambda: karcher_mean(Y[:, None][:, :0]),
+    "restarts=-1": lambda: karcher_mean(Y, restarts=-1),
+    "expected one for each of the 3 points, (3,) or (3, 2)": lambda: karcher_mean(torch.stack([Y, Y], 1), torch.ones(3, 3)),
 }
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_refused(message):
     with pytest.raises(ValueError) as error: REFUSED[message]()
-    assert message in str(error.value)
+    assert message.removeprefix("flag: ") in str(error.value)
+
+def test_forms_of_input():
+    assert streaming_mean([Y[:0], Y[:2], Y[2:], Y[:0]]).mean.equal(streaming_mean([Y[:2], Y[2:]]).mean) and karcher_mean(Y, k=2.).mean.equal(karcher_mean(Y).mean)
+    pg = principal_geodesics(Y.float(), mean=Y[0])
+    assert pg.point([0] * 3).dtype == torch.float32 and dist(pg.point(pg.scores.double()), Y.float()).max() < 1e-5
+    assert geodesic(Y[0].float(), Y[1], .5).equal(geodesic(Y[0].float().double(), Y[1], .5))
+
+def test_the_warning_names_the_line_that_asked():
+    lines = torch.eye(2, dtype=torch.float64)[..., None]
+    for f in (karcher_mean, principal_geodesics, lambda Y: streaming_mean([Y])):
+        with pytest.warns(NonUniqueMeanWarning) as said: f(lines)
+        assert said[0].filename == __file__
 
 def test_median_of_a_majority():
     Y = torch.cat([cloud(1, 20, 3, .5).expand(5, 20, 3), cloud(4, 20, 3, 1., seed=50)]) # five of nine agree

@@ -111,6 +111,7 @@ def test_batches_agree_with_loops():
     Q, theta = orthonormalize(A), principal_angles(orthonormalize(A), orthonormalize(B))
     assert Q.shape == (4, 1, 8, 3) and theta.shape == (4, 2, 3)
     assert torch.allclose(theta[3, 1], principal_angles(orthonormalize(A[3, 0]), orthonormalize(B[1])))
+    assert plucker_basis(randn(2, 3).half(), 3, 1).dtype == torch.float32 and plucker_basis(randn(0, 3), 3, 1).shape == (0, 3, 1)
     assert orthonormalize(A[:0]).shape == (0, 1, 8, 3) and principal_angles(Q[:0], Q[:0]).shape == (0, 1, 3)
 
 @pytest.mark.parametrize("kind, out", [(np.float32, torch.float32), (np.float64, torch.float64), (np.float16, torch.float32), (np.int64, torch.float64)])
@@ -165,7 +166,7 @@ def test_rank_keeps_the_leading_directions():
     (torch.tensor([[1., 2], [2, 4], [3, 6]]), "A has 1 independent columns"), (torch.zeros(3, 2), "A has 0 independent columns"),
     (torch.stack([torch.eye(3)[:, :2], torch.ones(3, 2)]), r"A\[1\] has 1 independent"), (torch.ones(2, 3), "transpose"),
     (torch.tensor([[1., math.nan], [0, 1], [0, 0]]), r"A\[0, 1\] is NaN or infinite"), (torch.tensor([[1., 0], [math.inf, 1], [0, 0]]), r"A\[1, 0\]"),
-    (torch.ones(3), "expected real numbers"), (torch.ones(3, 0), "expected real numbers"), (torch.ones(3, 2) * 1j, "expected real numbers")])
+    ("a", "A has dtype <U1; expected numbers"), (None, "A has dtype object"), (torch.ones(3), "expected real numbers"), (torch.ones(3, 0), "expected real numbers"), (torch.ones(3, 2) * 1j, "expected real numbers")])
 def test_orthonormalize_refuses(A, message):
     with pytest.raises(ValueError, match=message): orthonormalize(A)
 
@@ -178,6 +179,8 @@ def test_rounded_dependence_is_dependence(dtype):
     (lambda: principal_angles(torch.ones(3, 2), torch.eye(3)[:, :2]), "columns of X are not orthonormal"),
     (lambda: principal_angles(torch.eye(3)[:, :2], torch.eye(3)[:, :2] * math.nan), "columns of Y are not orthonormal"),
     (lambda: plucker_inner_product(torch.eye(3)[:, :2], torch.eye(3)[:, :1]), "dimensions differ: 2 and 1"),
+    (lambda: orthonormalize(torch.eye(3), rank=1.5), "rank=1.5 of a 3 × 3"), (lambda: plucker_basis(torch.ones(3) * 1j, 3, 1), "complex64; expected real"),
+    (lambda: expected_log_det2(3, 5), "5 columns in ℝ.3; expected 1 ≤ k ≤ n"),
     (lambda: plucker_embedding(torch.ones(4, 2)), "dependent or NaN"), (lambda: plucker_embedding(torch.ones(2, 4)), "4 columns in ℝ"),
     (lambda: plucker_embedding(torch.eye(60)[:, :30]), "1.18e\\+17 coordinates, more than 1e6"),
     (lambda: plucker_relations(torch.ones(5), 4, 2), r"Gr\(2, 4\) has C\(4, 2\) = 6"), (lambda: plucker_basis(torch.ones(6), 3, 4), "4 columns in ℝ"),
