@@ -7,13 +7,15 @@ Docs: https://loragrass.github.io/loragrass/det_kernels.html.md"""
 # %% auto #0
 __all__ = ['polynomial_kernel', 'rbf_kernel', 'laplace_kernel', 'binomial_kernel', 'logarithm_kernel', 'bc_distance']
 
-# %% ../nbs/01a_det_kernels.ipynb #d0a29a37
+# %% ../nbs/01a_det_kernels.ipynb #5609bd77
 from typing import cast
 
+import torch
 from torch import Tensor
+from .kernels import _sqrt
 from .plucker import orthonormalize, plucker_inner_product
 
-# %% ../nbs/01a_det_kernels.ipynb #ccaaaa0e
+# %% ../nbs/01a_det_kernels.ipynb #eb52e4a1
 def _abs_det(X, Y)->Tensor: # (...) in [0, 1]
     return cast(Tensor, plucker_inner_product(orthonormalize(X), orthonormalize(Y))).abs().clamp(max=1)
 
@@ -40,9 +42,9 @@ def laplace_kernel(
     beta:float, # rate
 )->Tensor: # (...)
     "exp(−β√(1 − t))"
-    return (-beta * (1 - _abs_det(X, Y)).sqrt()).exp()
+    return (-beta * _sqrt(1 - _abs_det(X, Y))).exp()
 
-# %% ../nbs/01a_det_kernels.ipynb #53e6b1ff
+# %% ../nbs/01a_det_kernels.ipynb #57060289
 def binomial_kernel(
     X, # (..., n, k) any basis
     Y, # (..., n, k) any basis
@@ -64,4 +66,5 @@ def bc_distance(
     Y, # (..., n, k) any basis
 )->Tensor: # (...) [rad] in [0, π/2]; not a metric
     "arccos √t, which the source calls Binet–Cauchy distance"
-    return _abs_det(X, Y).sqrt().acos()
+    t = _abs_det(X, Y)
+    return torch.atan2(_sqrt(1 - t), _sqrt(t)) # finite gradients at both ends

@@ -8,7 +8,7 @@ Docs: https://loragrass.github.io/loragrass/kernels.html.md"""
 __all__ = ['METRICS', 'FORMS', 'EMBEDDINGS', 'KERNELS', 'Metric', 'distance', 'pairwise_distances', 'GrassmannKernel',
            'KernelDegenerateWarning', 'gram', 'KernelHealth', 'kernel_health']
 
-# %% ../nbs/01_kernels.ipynb #59b828d7
+# %% ../nbs/01_kernels.ipynb #23a72e54
 import math, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from .plucker import _angles, _basis, _pair, _real, _same_space, expected_log_det2
+from .plucker import _angles, _basis, _outside, _pair, _real, _same_space, expected_log_det2
 
-# %% ../nbs/01_kernels.ipynb #855ad7de
+# %% ../nbs/01_kernels.ipynb #3e9dbfa8
 def _groups(X, name:str="X", weights=None)->list: # [(places (N,), stack (N, n, k)), …], one entry for each dimension
     "A checked collection of subspaces, by dimension"
     if isinstance(X, (list, tuple)):
@@ -28,7 +28,8 @@ def _groups(X, name:str="X", weights=None)->list: # [(places (N,), stack (N, n, 
         if not bases or any(b.ndim != 2 for b in bases): raise ValueError(f"{name} is a list of {len(bases)} arrays; expected (n, k) matrices, one or more")
         for b in bases: _same_space(bases[0], b)
         dtype = reduce(torch.promote_types, (b.dtype for b in bases))
-        if weights is not None: bases = [_weighted(b, w, f"{name}[{i}]") for i, (b, w) in enumerate(zip(bases, weights, strict=True))]
+        if weights is not None and len(weights) != len(bases): raise ValueError(f"{len(weights)} weights for the {len(bases)} subspaces of {name}")
+        if weights is not None: bases = [_weighted(b, w, f"{name}[{i}]") for i, (b, w) in enumerate(zip(bases, weights))]
         places = {k: [i for i, b in enumerate(bases) if b.shape[1] == k] for k in sorted({b.shape[1] for b in bases})}
         return [(torch.tensor(i, device=bases[0].device), torch.stack([bases[j].to(dtype) for j in i])) for i in places.values()]
     X = _basis(X, name)
@@ -37,14 +38,17 @@ def _groups(X, name:str="X", weights=None)->list: # [(places (N,), stack (N, n, 
 
 def _weighted(X, w, name): # X·√w, with ‖w‖² = k, as for equal weights
     w, shape = torch.as_tensor(w, dtype=X.dtype, device=X.device), (*X.shape[:-2], X.shape[-1])
-    if w.shape != shape or not (w >= 0).all() or not (w.sum(-1) > 0).all():
-        raise ValueError(f"weights of {name} have shape {tuple(w.shape)}; expected {shape}: one for each column, none negative, not all 0")
+    if w.shape != shape: raise ValueError(f"weights of {name} have shape {tuple(w.shape)}; expected {shape}: one for each column")
+    if not ((w >= 0) & (w < math.inf)).all() or not (w.sum(-1) > 0).all(): raise ValueError(f"weights of {name} must be finite, none negative, and of no subspace all 0")
     return X * (w * X.shape[-1] ** .5 / w.norm(dim=-1, keepdim=True)).sqrt()[..., None, :]
 
-# %% ../nbs/01_kernels.ipynb #cd064a4f
+# %% ../nbs/01_kernels.ipynb #0404e056
 def _all_pairs(X, Y, block:Callable)->Tensor: # groups; Y None: X with itself; block(A, B or None) → (len(A), len(B))
     "The matrix of all pairs, one block for each pair of dimensions"
-    if Y is not None: _same_space(X[0][1], Y[0][1])
+    if Y is not None:
+        _same_space(X[0][1], Y[0][1])
+        dtype = torch.promote_types(X[0][1].dtype, Y[0][1].dtype)
+        X, Y = ([(i, A.to(dtype)) for i, A in Z] for Z in (X, Y))
     if len(X) == 1 and (Y is None or len(Y) == 1): return block(X[0][1], None if Y is None else Y[0][1])
     N, M = (sum(len(i) for i, _ in Z) for Z in (X, X if Y is None else Y))
     K = X[0][1].new_zeros(N, M)
@@ -55,7 +59,7 @@ def _all_pairs(X, Y, block:Callable)->Tensor: # groups; Y None: X with itself; b
             if Y is None and b > a: K[j[:, None], i] = D.T
     return K
 
-# %% ../nbs/01_kernels.ipynb #79c01a7d
+# %% ../nbs/01_kernels.ipynb #97cef090
 def _tiles(X, Y, reduce:Callable, exact:Callable|None=None)->Tensor: # (N, M)
     "reduce: products (b, c, k, l) → (b, c), for all pairs; exact: angles (..., min(k, l)) → (...), where that left NaN"
     (N, n, k), (M, _, l) = X.shape, (X if Y is None else Y).shape
@@ -74,7 +78,7 @@ def _tiles(X, Y, reduce:Callable, exact:Callable|None=None)->Tensor: # (N, M)
 def _redo(K, X, Y, exact):
     "Fill the NaNs of K from principal angles"
     i, j = (K.isnan().triu(1) if Y is None else K.isnan()).nonzero(as_tuple=True)
-    size = max(1, (1 << 22) // X[0].numel())
+    size = max(1, (1 << 22) // X.shape[1:].numel())
     for p, q in zip(i.split(size), j.split(size)):
         D = exact(_angles(X[p], (X if Y is None else Y)[q]))
         K[p, q] = D
@@ -124,14 +128,14 @@ METRICS = {
 _OF_ANGLES = {"angles": lambda t: t, "sin2": lambda t: t.sin().square().sum(-1), # −log(1 + tan²θ) = log cos²θ is accurate at both ends
               "log_cos2": lambda t: (-t.tan().square().log1p()).masked_fill(t >= math.pi / 2, -math.inf).sum(-1)}
 
-# %% ../nbs/01_kernels.ipynb #3b468476
+# %% ../nbs/01_kernels.ipynb #ec6aaae6
 def distance(
     X, # (..., n, k) orthonormal columns
     Y, # (..., n, l) orthonormal columns; leading dims broadcast
     metric:str="geodesic", # a name of METRICS
     complete:bool=True, # where k ≠ l, add |k − l| right angles
 )->Tensor: # (...) [rad] for geodesic, asimov, fubini_study; else a length
-    "Distance of two subspaces, exact for near and for orthogonal ones"
+    "Distance of two subspaces, exact for near and for orthogonal ones (martin: infinite where an angle rounds to π/2)"
     X, Y = _pair(X, Y)
     return _of_angles(metric, abs(X.shape[-1] - Y.shape[-1]) if complete else 0)(_angles(X, Y))
 
@@ -140,7 +144,7 @@ def _of_angles(metric, extra):
     _, of, f = METRICS[metric]
     return lambda t: f(_OF_ANGLES[of](pad(t, (0, extra), value=math.pi / 2)))
 
-# %% ../nbs/01_kernels.ipynb #8231eb23
+# %% ../nbs/01_kernels.ipynb #ca94c896
 def pairwise_distances(
     X, # (N, n, k) orthonormal columns, or a list of (n, kᵢ)
     Y=None, # (M, n, l), or a list; None: X with itself
@@ -156,11 +160,11 @@ def _distances(X, Y, metric, complete):
     extra, (_, of, f) = abs(k - l) if complete else 0, METRICS[metric]
     exact = _of_angles(metric, extra)
     if of == "angles" or of == "log_cos2" and k != l: D = _tiles(X, Y, lambda M: _by_cosines(M, exact), exact)
-    elif of == "log_cos2": D = _tiles(X, Y, lambda M: _unless(f(L := _log_det2(M)), L > -.01), exact)
-    else: D = _redo(_unless(f(S := min(k, l) + extra - _overlap(X, Y)), S < .01), X, Y, exact)
+    elif of == "log_cos2": D = _tiles(X, Y, lambda M: _unless(f(L := _log_det2(M)), L > -.01 * k), exact) # what is subtracted has grown with k, and so its rounding
+    else: D = _redo(_unless(f(S := min(k, l) + extra - _overlap(X, Y)), S < .01 * k), X, Y, exact)
     return D.fill_diagonal_(0) if Y is None else D
 
-def _by_cosines(M, exact): # arccos keeps 22 eps up to a cosine of 0.999
+def _by_cosines(M, exact): # up to a cosine of 0.999 an error of eps in it is one of up to 22 eps in the angle
     c = torch.linalg.svdvals(M)
     return _unless(exact(c.clamp(max=.9995).acos()), c[..., 0] > .999)
 
@@ -170,7 +174,7 @@ def _log_det2(M): # −∞ where singular, with a gradient of 0 there
 
 def _unless(D, lost): return D.masked_fill(lost, math.nan)
 
-# %% ../nbs/01_kernels.ipynb #e6196c4a
+# %% ../nbs/01_kernels.ipynb #1c667f2e
 FORMS = ("linear", "polynomial", "rbf", "laplace", "binomial", "logarithm")
 EMBEDDINGS = ("projection", "plucker", "det_regularized")
 
@@ -189,10 +193,10 @@ class GrassmannKernel:
         for name, known in (("form", FORMS), ("embedding", EMBEDDINGS)):
             if getattr(self, name) not in known: raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
         poly, least = self.form == "polynomial", 0 if self.form == "polynomial" else 5e-324
-        whole = not poly or self.alpha == int(self.alpha)
-        for ok, problem in ((self.alpha > 0 and whole, f"alpha={self.alpha}; {self.form} needs alpha {'= 1, 2, 3, …' if poly else '> 0'}"),
-                            (self.beta is None or self.beta >= least, f"beta={self.beta}; {self.form} needs beta {'≥' if poly else '>'} 0"),
-                            (self.tau is None or self.tau > 0, f"tau={self.tau}; expected tau > 0"),
+        whole = not poly or float(self.alpha).is_integer()
+        for ok, problem in ((0 < self.alpha < math.inf and whole, f"alpha={self.alpha}; {self.form} needs alpha {'= 1, 2, 3, …' if poly else '> 0, finite'}"),
+                            (self.beta is None or least <= self.beta < math.inf, f"beta={self.beta}; {self.form} needs beta {'≥' if poly else '>'} 0, finite"),
+                            (self.tau is None or 0 < self.tau < math.inf, f"tau={self.tau}; expected tau > 0, finite"),
                             (not self.abs_det or self.embedding == "plucker", f"abs_det=True needs embedding='plucker', not {self.embedding!r}"),
                             (not self.normalize or self.form != "logarithm", "normalize=True divides by the diagonal, which is 0 for the logarithm")):
             if not ok: raise ValueError(problem)
@@ -206,7 +210,7 @@ class GrassmannKernel:
         self,
         X, # (N, n, k) orthonormal columns, or a list of (n, kᵢ)
         Y=None, # (M, n, l), or a list; None: X with itself
-        weights=None, # (N, k) weights ≥ 0 of X's columns, or a list: ⟨X diag(w) Xᵀ, Y diag(v) Yᵀ⟩; projection only
+        weights=None, # (N, k) weights ≥ 0 of X's columns, or a list, first brought to ‖w‖² = k: ⟨X diag(w) Xᵀ, Y diag(v) Yᵀ⟩; projection only
         weights_Y=None, # (M, l) of Y's columns
     )->Tensor: # (N, M)
         "The kernel matrix of one or two collections"
@@ -225,7 +229,7 @@ class GrassmannKernel:
         k = _common(self, X, Y, warn=False)
         return _all_pairs(X, Y, lambda A, B: _log_t(self, A, B, k))
 
-# %% ../nbs/01_kernels.ipynb #e531d7a0
+# %% ../nbs/01_kernels.ipynb #08ca508a
 class KernelDegenerateWarning(UserWarning):
     "A kernel matrix that says nothing, or less than it seems to"
 
@@ -240,7 +244,7 @@ def _common(kernel, X, Y, weighted=False, warn=True)->int: # the largest dimensi
     if warn and expected < math.log(info.tiny if kernel.form == "linear" else info.eps):
         value = f"{'|det|' if kernel.abs_det else 'det²'} ≈ 1e{expected / math.log(10):.0f}"
         warnings.warn(f"random subspaces of Gr({dims[0]}, {n}) have {value}, which rounding removes from a {kernel.form} kernel in {str(X[0][1].dtype)[6:]}; "
-                      "take embedding='projection' or 'det_regularized', or log_similarity()", KernelDegenerateWarning, stacklevel=4)
+                      "take embedding='projection' or 'det_regularized', or log_similarity()", KernelDegenerateWarning, _outside())
     return dims[-1]
 
 # %% ../nbs/01_kernels.ipynb #86747185
@@ -303,7 +307,7 @@ def gram(
         kernel = GrassmannKernel(*KERNELS[kernel])
     return replace(kernel, **params)(X, Y, weights, weights_Y)
 
-# %% ../nbs/01_kernels.ipynb #30608b4d
+# %% ../nbs/01_kernels.ipynb #8e2a8c41
 @dataclass(frozen=True)
 class KernelHealth:
     "What a kernel matrix can still say"
@@ -316,9 +320,11 @@ class KernelHealth:
     log10_det2: float|None # log₁₀ det² of random subspaces
     advice: str # the verdict in words, with what to do
 
-    def warn(self, stacklevel:int=2):
+    def warn(self,
+        stacklevel:int|None=None, # as in warnings.warn; None: the first line that is not of this package
+    ):
         "Warn unless healthy, and return self"
-        if self.verdict != "healthy": warnings.warn(f"{self.verdict} kernel matrix: {self.advice}", KernelDegenerateWarning, stacklevel)
+        if self.verdict != "healthy": warnings.warn(f"{self.verdict} kernel matrix: {self.advice}", KernelDegenerateWarning, stacklevel or _outside())
         return self
 
 _ADVICE = {
@@ -328,7 +334,7 @@ _ADVICE = {
     "healthy": "it tells its points apart (spread {spread:.2f})",
 }
 
-# %% ../nbs/01_kernels.ipynb #e29e5a8e
+# %% ../nbs/01_kernels.ipynb #42141473
 def kernel_health(
     K:Tensor, # (N, N) symmetric kernel matrix
     n:int|None=None, # ambient dimension, for the chance level
@@ -339,6 +345,7 @@ def kernel_health(
     K = _real(K, "K").detach()
     if K.ndim != 2 or K.shape[0] != K.shape[1] or len(K) < 2: raise ValueError(f"K has shape {tuple(K.shape)}; expected (N, N), N ≥ 2")
     if not K.isfinite().all(): raise ValueError(f"{int((~K.isfinite()).sum())} entries of K are NaN or infinite")
+    if (skew := float((K - K.T).abs().max())) > 1e-5 * K.abs().max(): raise ValueError(f"K is not symmetric (|K − Kᵀ| up to {skew:.1e}); expected the kernel matrix of one collection")
     off, diag = K[torch.ones_like(K, dtype=torch.bool).triu(1)], K.diagonal()
     distance = float(diag.double().mean() - off.double().mean())
     spread = float(off.double().std(correction=0)) / distance if distance > 0 else 0.0
@@ -347,8 +354,11 @@ def kernel_health(
     e = torch.linalg.eigvalsh(K[keep[:, None], keep].double())
     ratio = float(e[0] / e[-1].abs().clamp(min=1e-300))
     least = max(.05, (n_clusters or 0) / len(K)) # one over the points of a cluster
-    verdict = "degenerate" if spread < 1e-6 or distinct < .5 else "diagonal-dominated" if spread < least else "indefinite" if ratio < -1e-8 else "healthy"
-    chance = (k / n, 2 ** .5 * (1 - k / n) / n, expected_log_det2(n, k) / math.log(10)) if n and k else (None, None, None)
+    rounding = max(1e-8, len(K) * torch.finfo(K.dtype).eps)
+    verdict = ("indefinite" if ratio < -rounding else "degenerate" if spread < 1e-6 or distinct < .5 and spread < least else
+               "diagonal-dominated" if spread < least else "healthy")
+    known = n is not None and k is not None
+    chance = (k / n, 2 ** .5 * (1 - k / n) / n, expected_log_det2(n, k) / math.log(10)) if known else (None, None, None)
     advice = _ADVICE[verdict].format(spread=spread, least=least, distinct=distinct, eig_ratio=ratio)
-    if n and k: advice += "; random subspaces of Gr({}, {}) have ‖XᵀY‖²/k = {:.3f} ± {:.4f} and det² ≈ 1e{:.0f}".format(k, n, *chance)
+    if known: advice += "; random subspaces of Gr({}, {}) have ‖XᵀY‖²/k = {:.3f} ± {:.4f} and det² ≈ 1e{:.0f}".format(k, n, *chance)
     return KernelHealth(verdict, spread, distinct, ratio, *chance, advice)

@@ -80,6 +80,24 @@ def test_pairs_agree_with_single_distances_near_and_far(metric, dtype):
     assert D.dtype == dtype and torch.allclose(pairwise_distances(X, X, metric)[finite], single[finite], atol=2e-6 if dtype == torch.float32 else 1e-12)
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("t", [.03, .06, .11, .3])
+def test_sixteen_equal_angles_to_60_eps(t, dtype, metric): # on both sides of where pairs are done again; relative, but of arccos
+    Q, R = rand(1, 64, 32)[0], rand(2, 16, 16, seed=1)
+    X, Y = (Q[:, :16] @ R[0]).to(dtype), ((Q[:, :16] * math.cos(t) + Q[:, 16:] * math.sin(t)) @ R[1]).to(dtype)
+    single = distance(orthonormalize(X.double()), orthonormalize(Y.double()), metric)
+    assert abs(pairwise_distances(X[None], Y[None], metric)[0, 0].double() - single) < 60 * torch.finfo(dtype).eps * (1 if METRICS[metric].of == "angles" else single)
+
+def test_precisions_and_sizes_may_differ():
+    X, Y = rand(3, 6, 2), rand(2, 6, 2, seed=1)
+    for f in (gram, pairwise_distances): assert f(X.float(), Y).equal(f(X.float().double(), Y)) and f(X[:0]).shape == (0, 0) and f(X[:0], Y).shape == (0, 2)
+
+def test_only_three_completions_tell_pairs_apart():
+    X, Y = rand(9, 8, 2), rand(1, 8, 3, seed=1)
+    assert [m for m in METRICS if pairwise_distances(X, Y, m).unique().numel() > 1 and METRICS[m].of != "log_cos2"] == ["geodesic", "chordal", "procrustes"]
+    assert all((pairwise_distances(X, Y, m) == distance(Y[0], X[0], m)).all() for m in METRICS if m not in ("geodesic", "chordal", "procrustes"))
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_different_dimensions(metric):
     X, Y = rand(1, 8, 2)[0], rand(1, 8, 4, seed=1)[0]
     D = pairwise_distances([X, Y, X], metric=metric)
@@ -104,6 +122,8 @@ def test_weights():
     expected = torch.einsum("aij,bij->ab", P, Q) / (P.flatten(1).norm(dim=1)[:, None] * Q.flatten(1).norm(dim=1))
     assert torch.allclose(gram(X, Y, weights=w, weights_Y=7 * v), expected) and torch.allclose(gram(X, weights=torch.ones(4, 3)), gram(X))
     assert torch.allclose(gram(list(X), list(Y), weights=list(w), weights_Y=list(v)), expected)
+    plain = torch.einsum("aij,bij->ab", P, Q) * (3 ** .5 / w.norm(dim=1))[:, None] * 2 ** .5 / v.norm(dim=1) # ‖w‖² = k
+    assert torch.allclose(gram(X, Y, kernel="projection", weights=w, weights_Y=v, normalize=False), plain)
     assert gram(X, kernel="projection_laplace", weights=w).isfinite().all() and lowest(gram(X, kernel="projection_rbf", weights=w)) > 0
 
 @pytest.mark.parametrize("N, n, k, M, l", [(7, 9, 2, 5, 4), (3, 20, 20, 3, 20), (130, 10, 8, 140, 7), (1, 5, 1, 1, 1)])
@@ -179,7 +199,10 @@ def wishart(N=30, n=6): return gram(rand(N, n, 2))
 @pytest.mark.parametrize("K, kwargs, verdict", [
     (wishart(), {}, "healthy"), (torch.eye(30) + 1 - 1e-9 * wishart().float(), {}, "degenerate"), (torch.ones(9, 9), {}, "degenerate"), (torch.eye(9), {}, "degenerate"),
     (torch.eye(30).double() + .03 * wishart(), {}, "diagonal-dominated"), (wishart(), {"n_clusters": 15}, "diagonal-dominated"), (wishart(), {"n_clusters": 2}, "healthy"),
-    (gram(rand(40, 3, 1), kernel=GrassmannKernel("linear", "plucker", abs_det=True)), {}, "indefinite")])
+    (gram(rand(40, 3, 1), kernel=GrassmannKernel("linear", "plucker", abs_det=True)), {}, "indefinite"),
+    (gram(rand(4, 9, 2).repeat_interleave(5, 0)), {}, "healthy"), (gram(rand(10, 9, 2).repeat(2, 1, 1)), {}, "healthy"), (gram(lines(24)), {}, "healthy"), # values repeat
+    (gram(lines(24), kernel=GrassmannKernel("linear", "plucker", abs_det=True)), {}, "indefinite"), (torch.eye(20) + .3 * torch.eye(20).flip(0), {}, "healthy"),
+    (torch.eye(20) + .01 * torch.eye(20).flip(0), {}, "degenerate"), (gram(rand(400, 6, 3, dtype=torch.float32), kernel="binet_cauchy"), {}, "healthy")]) # det² is proven positive
 def test_verdicts(K, kwargs, verdict):
     health = kernel_health(K, **kwargs)
     assert health.verdict == verdict
@@ -213,6 +236,10 @@ def test_indefiniteness_is_seen_among_many():
     (lambda: gram(rand(2, 6, 2), kernel="binet_cauchy", weights=torch.ones(2, 2)), "weights need embedding='projection'"),
     (lambda: gram(rand(2, 6, 2), weights=torch.ones(3, 2)), r"weights of X have shape \(3, 2\); expected \(2, 2\)"),
     (lambda: gram(rand(2, 6, 2), weights=-torch.ones(2, 2)), "none negative"), (lambda: kernel_health(torch.ones(2, 3)), r"shape \(2, 3\)"),
+    (lambda: gram(rand(2, 6, 2), weights=torch.full((2, 2), math.inf)), "must be finite"), (lambda: gram(list(rand(2, 6, 2)), weights=[[1, 1]]), "1 weights for the 2 subspaces"),
+    (lambda: GrassmannKernel("polynomial", alpha=math.inf), "alpha=inf; polynomial needs"), (lambda: GrassmannKernel("polynomial", alpha=math.nan), "alpha=nan"),
+    (lambda: GrassmannKernel("rbf", beta=math.inf), "beta=inf; rbf needs beta > 0, finite"), (lambda: gram(["a"]), r"X\[0\] has dtype <U1"),
+    (lambda: kernel_health(torch.ones(9, 9).triu()), "K is not symmetric"), (lambda: kernel_health(wishart(), n=3, k=5), "5 columns in ℝ.3"),
     (lambda: kernel_health(torch.ones(1, 1)), "N ≥ 2"), (lambda: kernel_health(torch.full((2, 2), math.nan)), "4 entries of K are NaN")])
 def test_errors_say_what_came_and_what_to_do(f, message):
     with pytest.raises(ValueError, match=message): f()
@@ -223,6 +250,9 @@ def test_source_functions_on_stacks_and_any_basis(f):
     K = f(X, Y)
     assert K.shape == (3,) and torch.allclose(K[1], f(X[1], Y[1])) and torch.allclose(f(X @ np.array([[2., 1], [0, -3]]), Y), K)
     assert f(X, X).isfinite().all() # |det| of a subspace with itself may round to more than 1
+    A = torch.cat([rand(1, 6, 2), torch.eye(6).double()[None, :, 2:4]]).requires_grad_()
+    f(A, torch.cat([A[:1].detach(), torch.eye(6).double()[None, :, :2]])).sum().backward() # coinciding and orthogonal
+    assert A.grad.isfinite().all()
 
 @pytest.mark.parametrize("f, form, normalize", [(SOURCE[0], "polynomial", False), (SOURCE[1], "rbf", None), (SOURCE[2], "laplace", None), (SOURCE[4], "logarithm", None)])
 def test_source_functions_are_the_abs_det_kernels(f, form, normalize):
