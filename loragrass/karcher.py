@@ -247,7 +247,7 @@ def _evaluate(x, A, groups, w):
         B.append((F if S is M else F.mT).movedim(-3, -2).flatten(-2))
     return cost, _horizontal(x, _horizontal(x, (torch.cat(B, -1) @ A.mT).mT))
 
-# %% ../nbs/02_karcher.ipynb #294cab12
+# %% ../nbs/02_karcher.ipynb #f1c407ab
 def _project(A, groups, w): # → V ↦ P̄V
     "The mean projector Σ wᵢ YᵢYᵢᵀ as a function, and the weights of the columns (B, 1, K)"
     w = w.repeat_interleave(torch.tensor([l for N, l in groups for _ in range(N)], device=w.device), -1)[..., None, :]
@@ -255,14 +255,15 @@ def _project(A, groups, w): # → V ↦ P̄V
 
 def _subspace_iteration(project, V, k, tol, steps): # V (B, n, p), p > k
     "k leading eigenvectors, k + 1 eigenvalues and the norms of their residuals, descending; and whether the first k residuals are below tol"
+    Z = V
     for _ in range(steps):
-        Q = torch.linalg.qr(V)[0]
-        V = project(Q)
-        values, R = (t[..., -k-1:].flip(-1) for t in torch.linalg.eigh(Q.mT @ V))
-        residual = (V @ R - (Q @ R) * values[..., None, :]).norm(dim=-2)
+        V = torch.linalg.qr(Z)[0]
+        Z = project(V)
+        values, R = (t[..., -k-1:].flip(-1) for t in torch.linalg.eigh(V.mT @ Z))
+        residual = (Z @ R - (V @ R) * values[..., None, :]).norm(dim=-2)
         done = (residual[..., :k].norm(dim=-1) <= tol).all()
         if done: break
-    return (Q @ R)[..., :k], values.clamp(0, 1), residual, done
+    return (V @ R)[..., :k], values.clamp(0, 1), residual, done
 
 def _leading(points, k, exact=True):
     "Of the mean projector: k leading eigenvectors (B, n, k), min(k + 1, n) eigenvalues, and the norms of their residuals"
@@ -368,7 +369,7 @@ class KarcherMean:
     effective_k: int|Tensor # where, up to k, the eigenvalues of the mean projector fall most
     spread: float|Tensor|None # distance between means of restarts within 1 % of the best variance [rad]; None: no restarts
 
-# %% ../nbs/02_karcher.ipynb #bf16eb12
+# %% ../nbs/02_karcher.ipynb #86be86df
 def _evidence(mean, A, groups, w):
     "Per point: weight (B, N), squared distance to the mean (B, N), the two largest angles to it (B, N, 2), dimension (N,)"
     k, M, eps = mean.shape[-1], mean.mT @ A, torch.finfo(w.dtype).eps
@@ -391,7 +392,7 @@ def _verdict(mean, evidence, leading):
     lower = torch.minimum(lower.clamp(min=0), variance)
     radius = ((variance - lower) / (gap.clamp(min=eps) * _unwind(cosine[..., 0]) / cosine[..., 0])).sqrt()
     off = residual[..., :k].norm(dim=-1) / gap.clamp(min=eps) # V is that close to the chordal mean (Davis & Kahan 1970)
-    reach = sum(sine.clamp(max=1).asin() for sine in (radius, off, _horizontal(V, mean).norm(dim=(-2, -1))))
+    reach = torch.stack([radius, off, _horizontal(V, mean).norm(dim=(-2, -1))]).clamp(max=1).asin().sum(0)
     s = (top.sum(-1) + min(2, k) * reach[..., None]).clamp(min=eps) # s cot s is 1 at 0
     proven = (top[..., 1] + reach[..., None] < math.pi / 2).all(-1) & ((w * s / s.tan()).sum(-1) > 0) & (dims == k).all()
     return variance, gap.clamp(min=0), lower, proven

@@ -334,7 +334,7 @@ _ADVICE = {
     "healthy": "it tells its points apart (spread {spread:.2f})",
 }
 
-# %% ../nbs/01_kernels.ipynb #42141473
+# %% ../nbs/01_kernels.ipynb #2dcaa591
 def kernel_health(
     K:Tensor, # (N, N) symmetric kernel matrix
     n:int|None=None, # ambient dimension, for the chance level
@@ -357,8 +357,7 @@ def kernel_health(
     rounding = max(1e-8, len(K) * torch.finfo(K.dtype).eps)
     verdict = ("indefinite" if ratio < -rounding else "degenerate" if spread < 1e-6 or distinct < .5 and spread < least else
                "diagonal-dominated" if spread < least else "healthy")
-    known = n is not None and k is not None
-    chance = (k / n, 2 ** .5 * (1 - k / n) / n, expected_log_det2(n, k) / math.log(10)) if known else (None, None, None)
+    chance = None if n is None or k is None else (k / n, 2 ** .5 * (1 - k / n) / n, expected_log_det2(n, k) / math.log(10))
     advice = _ADVICE[verdict].format(spread=spread, least=least, distinct=distinct, eig_ratio=ratio)
-    if known: advice += "; random subspaces of Gr({}, {}) have ‖XᵀY‖²/k = {:.3f} ± {:.4f} and det² ≈ 1e{:.0f}".format(k, n, *chance)
-    return KernelHealth(verdict, spread, distinct, ratio, *chance, advice)
+    if chance: advice += "; random subspaces of Gr({}, {}) have ‖XᵀY‖²/k = {:.3f} ± {:.4f} and det² ≈ 1e{:.0f}".format(k, n, *chance)
+    return KernelHealth(verdict, spread, distinct, ratio, *(chance or (None, None, None)), advice)
