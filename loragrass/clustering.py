@@ -7,23 +7,26 @@ Docs: https://loragrass.github.io/loragrass/clustering.html.md"""
 # %% auto #0
 __all__ = ['METHODS', 'KernelKMeans', 'Clusters', 'cluster_kernel', 'GrassmannKMeans']
 
-# %% ../nbs/02b_clustering.ipynb #5d65efbd
-import warnings
+# %% ../nbs/02b_clustering.ipynb #b1e18496
+import sys, warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
 from sklearn.metrics import silhouette_score
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .karcher import NonUniqueMeanWarning, chordal_mean, karcher_mean
-from .kernels import gram
+from .kernels import gram, kernel_health
+from .plucker import _real
 
-# %% ../nbs/02b_clustering.ipynb #acb87254
+# %% ../nbs/02b_clustering.ipynb #c9ee9a36
 def _start(K, k, init, rng):
     "First labels: groups of equal size at random, or the nearest of k points chosen far apart (Arthur & Vassilvitskii 2007)"
     if init == "random": return rng.permutation(np.arange(len(K)) % k)
@@ -47,13 +50,28 @@ def _hartigan(K, labels, k, max_iter, rng):
             cost = np.where(n > 0, n / (n + 1) * (diagonal[x] - 2 * F[x] / m + within / m ** 2), 0)
             cost[a] *= (n[a] + 1) / (n[a] - 1)
             b = int(cost.argmin())
-            if cost[b] >= cost[a] - 1e-12 * diagonal[x]: continue
+            if b == a or cost[b] >= cost[a] - 1e-12 * abs(diagonal[x]): continue
             within[a] += diagonal[x] - 2 * F[x, a]; within[b] += diagonal[x] + 2 * F[x, b]
             F[:, a] -= K[:, x]; F[:, b] += K[:, x]
             n[a] -= 1; n[b] += 1; labels[x], moved = b, True
     return float(diagonal.sum() - (within / n.clip(1)).sum()), labels, n_iter
 
-# %% ../nbs/02b_clustering.ipynb #4fe3c269
+# %% ../nbs/02b_clustering.ipynb #f340f00b
+def _warn_health(K):
+    "Warn of a kernel matrix that says nothing or is none; below three points no matrix says much"
+    some = np.random.default_rng(0).permutation(len(K))[:1000]
+    if len(K) > 2 and (health := kernel_health(K[some][:, some])).verdict in ("degenerate", "indefinite"): health.warn()
+
+def _numbers(K:Any)->Any: # a tensor of any precision as an array
+    return _real(K, "K", 0).detach().cpu().numpy() if isinstance(K, Tensor) else K
+
+def _check_numbers(model, N):
+    for name, most in (("n_clusters", N), ("n_init", sys.maxsize), ("max_iter", sys.maxsize), ("batch_size", sys.maxsize)):
+        if (value := getattr(model, name, None)) is None and name == "batch_size": continue
+        if not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
+            raise ValueError(f"{name}={value!r}: expected 1 {f'… {N}, the number of points' if name == 'n_clusters' else 'or more'}")
+
+# %% ../nbs/02b_clustering.ipynb #a56a2e1f
 class KernelKMeans(ClusterMixin, BaseEstimator):
     "k-means in the feature space of a kernel, by moves of single points (Hartigan 1975); J never increases"
     def __init__(self,
@@ -69,10 +87,14 @@ class KernelKMeans(ClusterMixin, BaseEstimator):
         y=None, # not looked at
     ):
         "Find groups: `labels_`, `inertia_` (J), `n_iter_` (passes)"
-        K = np.asarray(validate_data(self, K, dtype=np.float64))
+        K = np.asarray(validate_data(self, _numbers(K), dtype=(np.float64, np.float32)))
         if K.shape[0] != K.shape[1] or not np.allclose(K, K.T): raise ValueError(f"K has shape {K.shape}; expected a symmetric kernel matrix (N, N)")
-        if not 1 <= self.n_clusters <= len(K): raise ValueError(f"n_clusters={self.n_clusters}: expected 1 … {len(K)}, the number of points")
+        _check_numbers(self, len(K))
         if self.init not in ("random", "k-means++"): raise ValueError(f"init {self.init!r}: expected 'random' or 'k-means++'")
+        _warn_health(K)
+        return self._fit(K.astype(np.float64))
+
+    def _fit(self, K):
         rng, k = np.random.default_rng(self.random_state), self.n_clusters
         runs = [_hartigan(K, _start(K, k, self.init, rng), k, self.max_iter, rng) for _ in range(self.n_init)]
         self.inertia_, self.labels_, self.n_iter_ = min(runs, key=lambda run: run[0])
@@ -86,14 +108,14 @@ class KernelKMeans(ClusterMixin, BaseEstimator):
     ):
         "The group (M,) whose mean is nearest"
         check_is_fitted(self)
-        return (self._norms - 2 * np.asarray(validate_data(self, K, dtype=np.float64, reset=False)) @ self._mean).argmin(1)
+        return (self._norms - 2 * np.asarray(validate_data(self, _numbers(K), dtype=np.float64, reset=False)) @ self._mean).argmin(1)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.pairwise = True # what is fitted is a matrix of all pairs
         return tags
 
-# %% ../nbs/02b_clustering.ipynb #a89804c2
+# %% ../nbs/02b_clustering.ipynb #257fc331
 def _first_seen(labels):
     "Rename labels to 0, 1, … in order of first appearance"
     names = {}
@@ -125,7 +147,7 @@ def _agglomerative(M, **_):
     D = _distances(M)
     return lambda k, n_init=1: AgglomerativeClustering(k, metric="precomputed", linkage="average").fit_predict(D)
 
-def _kernel_kmeans(M, random_state=0, **_): return lambda k, n_init=10: KernelKMeans(k, n_init=n_init, random_state=random_state).fit_predict(M)
+def _kernel_kmeans(M, random_state=0, **_): return lambda k, n_init=10: KernelKMeans(k, n_init=n_init, random_state=random_state)._fit(M).labels_
 
 METHODS = {"spectral": _spectral, "agglomerative": _agglomerative, "kernel_kmeans": _kernel_kmeans}
 
@@ -150,29 +172,33 @@ def _shuffle(K, rng):
     out[i, j] = out[j, i] = rng.permutation(K[i, j])
     return out
 
-# %% ../nbs/02b_clustering.ipynb #2d8ecd4c
+# %% ../nbs/02b_clustering.ipynb #fe90ec4f
 def cluster_kernel(
     K:Tensor|np.ndarray, # (N, N) kernel matrix ≥ 0
-    n_clusters:int|str="auto", # or the number of groups; "hdbscan" finds its own
-    method:str="spectral", # "agglomerative" (average linkage), "kernel_kmeans", or "hdbscan" (its noise stands alone)
+    n_clusters:int|str="auto", # or the number of groups
+    method:str="spectral", # "agglomerative" (average linkage), "kernel_kmeans", or "hdbscan" (finds its own number; its noise stands alone)
     normalized:bool=True, # spectral: D^(-1/2) K D^(-1/2), or L = D − K
-    max_clusters:int|None=None, # of "auto"; default: N − 1, at most 32
+    max_clusters:int|None=None, # of "auto", 2 or more; default: N − 1, at most 32
     random_state:int=0,
 )->Clusters:
     "Group the rows of a kernel matrix; the number of groups by silhouette (Rousseeuw 1987)"
-    M = np.asarray(K, dtype=float)
-    N = len(M)
+    K = np.asarray(_numbers(K))
+    M, N = np.asarray(K, dtype=float), len(K)
     if method not in (*METHODS, "hdbscan"): raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}, hdbscan")
     if M.ndim != 2 or M.shape[1] != N or not N: raise ValueError(f"K has shape {M.shape}; expected a kernel matrix (N, N)")
+    if not np.allclose(M, M.T): raise ValueError("K is not symmetric, or has NaN; expected the kernel matrix of one collection")
+    if method == "hdbscan" and n_clusters != "auto": raise ValueError(f"n_clusters={n_clusters}: 'hdbscan' finds its own number of groups; leave it, or take another method")
+    if max_clusters is not None and max_clusters < 2: raise ValueError(f"max_clusters={max_clusters}: expected 2 or more")
     if M.min() < -1e-12: raise ValueError(f"grouping needs similarities ≥ 0, got {M.min():.2g}; take a kernel such as 'projection'")
     zero = ~M.any(0)
     if zero.any() and not zero.all():
-        found = cluster_kernel(M[~zero][:, ~zero], n_clusters, method, normalized, max_clusters, random_state)
+        found = cluster_kernel(K[~zero][:, ~zero], n_clusters, method, normalized, max_clusters, random_state)
         labels = np.full(N, N)
         labels[~zero] = found.labels
         return replace(found, labels=_first_seen(labels), note="; ".join(filter(None, [found.note, f"{zero.sum()} that are not like anything, not even themselves (zero updates), are a group of their own"])))
     if n_clusters != "auto" and n_clusters not in range(1, N + 1): raise ValueError(f"n_clusters={n_clusters}: expected 'auto' or 1 … {N}, as many as there are")
     if zero.all(): return Clusters(np.zeros(N, int), note="nothing here is like anything, not even itself (zero updates)")
+    _warn_health(K)
     if method == "hdbscan":
         labels = HDBSCAN(min_cluster_size=2, metric="precomputed", copy=True).fit_predict(_distances(M)) # type: ignore[arg-type]
         return Clusters(_first_seen(np.where(labels < 0, N + np.arange(N), labels)))
@@ -191,8 +217,20 @@ def _auto(M, fit, most, random_state):
     if scores[best] >= max(null, 1e-6): return Clusters(_first_seen(labels[best]), curve, null)
     return Clusters(np.zeros(N, int), curve, null, f"no grouping stands out (silhouette {scores[best]:.2f}, shuffled kernels reach {null:.2f}): all are in one group; name a number to have more")
 
-# %% ../nbs/02b_clustering.ipynb #aa299c8a
-def _factors(X): return [torch.as_tensor(x) for x in (X if isinstance(X, (list, tuple)) else [X])]
+# %% ../nbs/02b_clustering.ipynb #c4fdb9a2
+def _factors(X, like=None, name="X"):
+    "Checked points, one stack (N, n, k) a factor of the product; like: the stacks whose spaces and dtypes they share"
+    many = isinstance(X, (list, tuple))
+    X = [_real(x, name).detach() for x in (X if many else [X])]
+    if many and len({x.shape[0] for x in X}) == 1 and all(x.ndim == 2 for x in X): X = [torch.stack([pad(x, (0, max(y.shape[1] for y in X) - x.shape[1])) for x in X])]
+    shapes = [tuple(x.shape) for x in X]
+    if any(len(s) != 3 for s in shapes) or len({s[0] for s in shapes}) != 1:
+        raise ValueError(f"{name} has shapes {shapes}; expected a stack (N, n, k), a list of (n, kᵢ), or a list of stacks of one N, one a factor")
+    if like and [s[1] for s in shapes] != [y.shape[1] for y in like]: raise ValueError(f"{name} has shapes {shapes}; fitted to spaces ℝⁿ of n = {[y.shape[1] for y in like]}")
+    for x in X:
+        error = (x.mT @ x - torch.diag_embed((x != 0).any(-2).to(x))).abs() # a column of zeros fills up
+        if not (error < 1e-3).all(): raise ValueError(f"the columns of {name} are not orthonormal (|XᵀX − I| up to {float(error.max()):.1e}); pass orthonormalize(…)")
+    return [x.to(y) for x, y in zip(X, like)] if like else X
 
 def _dimension(x): return (x.square().sum(-2) > 0.5).sum(-1) # columns that are not filling
 
@@ -217,10 +255,10 @@ def _center(x, centers, weights=None):
     with warnings.catch_warnings(): # a centre on the way need not be unique
         warnings.simplefilter("ignore", NonUniqueMeanWarning)
         mean = chordal_mean(points, w, k=most) if centers == "chordal" else karcher_mean(points, w, k=most).mean
-    return torch.nn.functional.pad(mean, (0, x.shape[2] - most))
+    return pad(mean, (0, x.shape[2] - most))
 
-# %% ../nbs/02b_clustering.ipynb #8e3f67d2
-class GrassmannKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
+# %% ../nbs/02b_clustering.ipynb #6029523f
+class GrassmannKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     "k-means on a Grassmannian, or on a product of several, with chordal or Karcher centres"
     def __init__(self,
         n_clusters:int=8,
@@ -237,14 +275,17 @@ class GrassmannKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         self.batch_size, self.n_init, self.max_iter, self.random_state = batch_size, n_init, max_iter, random_state
 
     def fit(self,
-        X, # (N, n, k) orthonormal columns, or a list of those, one a factor of the product
+        X, # (N, n, k) orthonormal columns, or a list of (n, kᵢ), or a list of stacks, one a factor of the product
         y=None, # not looked at
     ):
         "Find groups: `labels_`, `cluster_centers_` (a list, one a factor), `inertia_` (Σ d²), `n_iter_` (steps)"
         X, rng = _factors(X), np.random.default_rng(self.random_state)
-        if not 1 <= self.n_clusters <= len(X[0]): raise ValueError(f"n_clusters={self.n_clusters}: expected 1 … {len(X[0])}, the number of points")
+        _check_numbers(self, len(X[0]))
         for name, known in (("centers", ("chordal", "karcher")), ("assign", ("distance", "kernel"))):
             if getattr(self, name) not in known: raise ValueError(f"{name}={getattr(self, name)!r}: expected {known[0]!r} or {known[1]!r}")
+        if self.assign == "kernel":
+            some = [x[np.random.default_rng(0).permutation(len(x))[:300]] for x in X]
+            _warn_health(_kernel_values(some, some, self.kernel))
         given = not isinstance(self.init, str)
         descend = _all_points if self.batch_size is None else _batches
         runs = [descend(self, X, _first_centers(self, X, rng), rng) for _ in range(1 if given else self.n_init)]
@@ -258,22 +299,36 @@ class GrassmannKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
     ):
         "The group (M,) of each point"
         check_is_fitted(self)
-        return self._cost(_factors(X), self.cluster_centers_).argmin(1).numpy()
+        return self._cost(_factors(X, self.cluster_centers_), self.cluster_centers_).argmin(1).numpy()
 
     def transform(self,
         X, # (M, n, k), or a list; as fitted
     ):
         "Distances to the centres (M, n_clusters)"
         check_is_fitted(self)
-        return _squared_distances(_factors(X), self.cluster_centers_).sqrt().numpy()
+        return _squared_distances(_factors(X, self.cluster_centers_), self.cluster_centers_).sqrt().numpy()
+
+    def score(self,
+        X, # (M, n, k), or a list; as fitted
+        y=None, # not looked at
+    )->float: # −Σ d², higher is better
+        "Minus the squared distances to the nearest centres"
+        check_is_fitted(self)
+        return -float(_squared_distances(_factors(X, self.cluster_centers_), self.cluster_centers_).min(1).values.sum())
+
+    @property
+    def _n_features_out(self): return len(self.cluster_centers_[0]) # names for set_output
 
     def _cost(self, X, C): return _squared_distances(X, C) if self.assign == "distance" else -_kernel_values(X, C, self.kernel)
 
-# %% ../nbs/02b_clustering.ipynb #ba617951
+# %% ../nbs/02b_clustering.ipynb #876b0fb1
 def _first_centers(model, X, rng):
     "Given, random points, or points chosen far apart (Arthur & Vassilvitskii 2007): one (n_clusters, n, k) a factor"
     N, K = len(X[0]), model.n_clusters
-    if not isinstance(model.init, str): return [c.clone() for c in _factors(model.init)]
+    if not isinstance(model.init, str):
+        C = _factors(model.init, X, "init")
+        if any(len(c) != K or c.shape != (K, *x.shape[1:]) for c, x in zip(C, X)): raise ValueError(f"init has shapes {[tuple(c.shape) for c in C]}; expected {[(K, *x.shape[1:]) for x in X]}")
+        return [c.clone() for c in C]
     if model.init not in ("random", "k-means++"): raise ValueError(f"init {model.init!r}: expected 'k-means++', 'random' or centres")
     chosen = rng.choice(N, K, replace=False).tolist() if model.init == "random" else [int(rng.integers(N))]
     while len(chosen) < K:
@@ -287,8 +342,9 @@ def _all_points(model, X, C, rng):
     while n_iter < model.max_iter:
         cost, n_iter = model._cost(X, C), n_iter + 1
         new = cost.argmin(1)
-        for c in set(range(model.n_clusters)) - set(new.tolist()): # an empty group takes the worst-placed point
-            new[cost.gather(1, new[:, None])[:, 0].argmax()] = c
+        worst = iter(cost.gather(1, new[:, None])[:, 0].argsort(descending=True).tolist())
+        for c in set(range(model.n_clusters)) - set(new.tolist()): # an empty group takes the worst-placed point that is not alone
+            new[next(i for i in worst if (new == new[i]).sum() > 1)] = c
         if (new == labels).all(): break
         labels, C = new, [torch.stack([_center(x[new == c], model.centers) if (new == c).any() else old[c] for c in range(model.n_clusters)]) for x, old in zip(X, C)]
     return labels, C, n_iter

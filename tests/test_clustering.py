@@ -1,8 +1,11 @@
 "What is no lesson about groups of subspaces: scikit-learn's manners, scaling, order, copies, refusals"
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from loragrass.clustering import GrassmannKMeans, KernelKMeans, cluster_kernel
+from loragrass.kernels import GrassmannKernel, KernelDegenerateWarning, gram
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -13,6 +16,7 @@ def kernel(N=30, d=4, seed=0):
 
 def J(K, labels): return sum(K[l := labels == c][:, l].trace() - K[l][:, l].sum() / l.sum() for c in set(labels))
 
+@pytest.mark.filterwarnings("ignore::loragrass.kernels.KernelDegenerateWarning")
 @pytest.mark.parametrize("init", ["random", "k-means++"])
 class TestFit:
     def test_no_single_move_is_better(self, init):
@@ -28,6 +32,9 @@ class TestFit:
         labels = KernelKMeans(3, init).fit_predict(K)
         assert (KernelKMeans(3, init).fit_predict(1e6 * K) == labels).all()
         assert adjusted_rand_score(KernelKMeans(3, init, n_init=40).fit_predict(K[np.ix_(p, p)]), KernelKMeans(3, init, n_init=40).fit_predict(K)[p]) == 1
+    def test_no_kernel_keeps_its_books(self, init): # a negative diagonal: staying is no move
+        fitted = KernelKMeans(3, init).fit(K := -np.eye(8))
+        assert np.isclose(fitted.inertia_, J(K, fitted.labels_))
     def test_copies_fill_every_group(self, init): # more starts than distinct points: no group may divide by zero
         fitted = KernelKMeans(3, init).fit(np.ones((5, 5)))
         assert np.isfinite(fitted.inertia_) and abs(fitted.inertia_) < 1e-9
@@ -37,9 +44,9 @@ def test_new_points_go_where_their_copies_are():
     fitted = KernelKMeans(3).fit(K)
     assert (fitted.predict(K[::3]) == fitted.predict(K)[::3]).all() and clone(fitted).n_clusters == 3
 
-@pytest.mark.parametrize("K, params", [(np.ones((2, 3)), {}), (np.triu(np.ones((3, 3))), {}), (np.eye(3), {"n_clusters": 4}), (np.eye(9), {"init": "best"})])
+@pytest.mark.parametrize("K, params", [(np.ones((2, 3)), {}), (np.triu(np.ones((3, 3))), {}), (np.eye(3), {"n_clusters": 4}), (np.eye(9), {"init": "best"}), (np.eye(9), {"n_clusters": 2.5}), (np.eye(9), {"n_init": 0}), (np.eye(9), {"max_iter": 0})])
 def test_refuses(K, params):
-    with pytest.raises(ValueError): KernelKMeans(**params).fit(K)
+    with pytest.raises(ValueError, match="shape|n_clusters|init|max_iter"): KernelKMeans(**params).fit(K)
 
 # check_clustering hands over points, and what takes a matrix of all pairs must refuse them
 @parametrize_with_checks([KernelKMeans(2)], expected_failed_checks=lambda _: {"check_clustering": "fits points (50, 2), not a kernel matrix"})
@@ -85,9 +92,35 @@ def test_what_is_not_fitted_says_so():
         with pytest.raises(ValueError, match="not fitted yet"): model.predict(np.eye(3))
 
 @pytest.mark.parametrize("params, message", [({"centers": "mean"}, "'chordal' or 'karcher'"), ({"assign": "angle"}, "'distance' or 'kernel'"), ({"init": "best"}, "'random' or centres"),
-                                             ({"n_clusters": 31}, "1 … 30")])
+                                             ({"n_clusters": 31}, "1 … 30"), ({"n_clusters": None}, "n_clusters=None"), ({"max_iter": 0}, "max_iter=0: expected 1 or more"), ({"n_init": 0}, "n_init=0"),
+                                             ({"batch_size": 0}, "batch_size=0"), ({"assign": "kernel", "kernel": "rbf"}, "kernel 'rbf' is unknown"),
+                                             ({"init": planted()[:2]}, "init has shapes"), ({"init": planted(n=9)[:3]}, "init has shapes"), ({"init": planted(dims=(2, 2, 2))[:3]}, "init has shapes")])
 def test_grassmann_kmeans_refuses(params, message):
     with pytest.raises(ValueError, match=message): GrassmannKMeans(**{"n_clusters": 3, **params}).fit(planted())
+
+@pytest.mark.parametrize("X, message", [(planted() * np.nan, "not orthonormal"), (2 * planted(), "not orthonormal"), (.3 * planted(), "not orthonormal"), (planted()[0], "expected a stack"), ([], "expected a stack"),
+                                        ([planted(), planted(N=29)], "one N"), (planted(n=9), "fitted to spaces"), ([planted(), planted()], "fitted to spaces"), (["a"], "expected numbers")])
+def test_points_that_are_none(X, message):
+    model = GrassmannKMeans(3).fit(planted())
+    for f in (model.predict, model.transform, model.score): # `fit` cannot know the space
+        with pytest.raises(ValueError, match=message): f(X)
+    if "fitted" not in message:
+        with pytest.raises(ValueError, match=message): GrassmannKMeans(1).fit(X)
+
+def test_forms_of_points():
+    X, mixed = planted(), planted((3, 2, 1))
+    model, read_only = GrassmannKMeans(3).fit(X), X.numpy().copy()
+    read_only.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for Z in (X.double(), X.half(), read_only, list(X), X.clone().requires_grad_()): assert (GrassmannKMeans(3).fit_predict(Z) == model.labels_).all() and (model.predict(Z) == model.labels_).all()
+    assert (GrassmannKMeans(3).fit_predict([x[:, :3 - i % 3] for i, x in enumerate(mixed)]) == GrassmannKMeans(3).fit_predict(mixed)).all()
+    assert list(model.set_output(transform="pandas").transform(X).columns) == [f"grassmannkmeans{c}" for c in range(3)] and model.score(X) == pytest.approx(-model.inertia_)
+
+def test_every_empty_group_takes_a_point_of_its_own():
+    X = planted(N=5)
+    model = GrassmannKMeans(4, init=X[[0, 0, 0, 0]], max_iter=1).fit(X) # one step: three groups are empty
+    assert sorted(np.bincount(model.labels_)) == [1, 1, 1, 2]
 
 # ---- any kernel matrix
 
@@ -96,13 +129,44 @@ def test_every_method_finds_plain_blocks_in_any_order(method):
     truth = np.repeat([0, 1, 2], 5)
     order = np.random.default_rng(0).permutation(15)
     K = (0.05 + 0.6 * np.equal.outer(truth, truth) + 0.35 * np.eye(15))[np.ix_(order, order)]
-    for k in (3, "auto"): assert adjusted_rand_score(truth[order], cluster_kernel(K, k, method).labels) == 1
+    for k in ("auto",) if method == "hdbscan" else (3, "auto"): assert adjusted_rand_score(truth[order], cluster_kernel(K, k, method).labels) == 1
 
+@pytest.mark.filterwarnings("ignore::loragrass.kernels.KernelDegenerateWarning")
 @pytest.mark.parametrize("N, says", [(1, ""), (2, "too few"), (3, "too few"), (8, "stands out")])
 def test_auto_says_why_all_are_in_one(N, says):
     K = np.full((N, N), 0.2) + 0.8 * np.eye(N)
     assert says in cluster_kernel(K).note and not cluster_kernel(K, min(N, 2)).note
 
-@pytest.mark.parametrize("K, message", [(np.zeros((0, 0)), "shape"), (np.ones((2, 3)), "shape"), (-np.ones((3, 3)), "≥ 0")])
-def test_cluster_kernel_refuses(K, message):
-    with pytest.raises(ValueError, match=message): cluster_kernel(K)
+@pytest.mark.parametrize("K, params, message", [
+    (np.zeros((0, 0)), {}, "shape"), (np.ones((2, 3)), {}, "shape"), (-np.ones((3, 3)), {}, "≥ 0"), (np.triu(np.ones((3, 3))), {}, "not symmetric"), (np.full((5, 5), np.nan), {}, "NaN"),
+    (np.full((5, 5), np.inf), {}, "infinite"), (np.eye(9), {"max_clusters": 1}, "max_clusters=1: expected 2 or more"), (np.eye(9), {"method": "hdbscan", "n_clusters": 2}, "finds its own number"),
+    *((np.eye(9), {"n_clusters": k}, "expected 'auto' or 1 … 9") for k in (2.7, 0, 10, "abc", None))])
+def test_cluster_kernel_refuses(K, params, message):
+    with pytest.raises(ValueError, match=message): cluster_kernel(K, **params)
+
+def test_tensors_of_any_precision():
+    K = gram(planted())
+    for Z in (K.clone().requires_grad_(), K.bfloat16(), K.double()): assert (cluster_kernel(Z, 3).labels == TRUTH).all() and adjusted_rand_score(KernelKMeans(3).fit_predict(Z), TRUTH) == 1
+
+# ---- a kernel that says nothing, or is none
+
+T = torch.arange(24, dtype=torch.float64) * np.pi / 24
+LINES = torch.stack([T.cos(), T.sin()], -1)[..., None]
+NONE = gram(LINES, kernel=GrassmannKernel("linear", "plucker", abs_det=True))
+NOTHING = torch.eye(24) + .2
+PLAIN = gram(planted())
+
+@pytest.mark.parametrize("group", [lambda K: cluster_kernel(K), lambda K: cluster_kernel(K, 3), lambda K: cluster_kernel(K, 3, "kernel_kmeans"), lambda K: cluster_kernel(K, method="hdbscan"),
+                                   lambda K: KernelKMeans(3).fit(K), lambda K: KernelKMeans(3).fit_predict(K), lambda K: cluster_kernel(torch.block_diag(torch.zeros(1, 1), K), 3)])
+@pytest.mark.parametrize("K, said", [(NONE, "indefinite"), (NOTHING, "degenerate"), (PLAIN, None), (torch.eye(30) + .03 * PLAIN, None), (torch.eye(2), None)], ids=["none", "nothing", "plain", "diagonal", "two"])
+def test_warns_once_at_the_line_that_asked(group, K, said):
+    if len(K) == 2: group = lambda K: cluster_kernel(K, 2)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        group(K)
+    assert [w.category for w in seen] == [KernelDegenerateWarning] * bool(said) and all(said in str(w.message) and w.filename == __file__ for w in seen)
+
+def test_centres_by_a_kernel_that_says_nothing():
+    X = torch.linalg.qr(torch.randn(12, 300, 12, generator=torch.Generator().manual_seed(0))).Q
+    with pytest.warns(KernelDegenerateWarning, match="degenerate kernel matrix") as seen: GrassmannKMeans(2, assign="kernel", kernel="binet_cauchy", max_iter=2, n_init=1).fit(X)
+    assert seen[0].filename == __file__
