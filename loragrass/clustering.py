@@ -151,14 +151,14 @@ def _kernel_kmeans(M, random_state=0, **_): return lambda k, n_init=10: KernelKM
 
 METHODS = {"spectral": _spectral, "agglomerative": _agglomerative, "kernel_kmeans": _kernel_kmeans}
 
-# %% ../nbs/02b_clustering.ipynb #261125c1
+# %% ../nbs/02b_clustering.ipynb #a75e2e4c
 @dataclass(frozen=True)
 class Clusters:
     "A grouping, and how the number of groups was found"
     labels: np.ndarray # (N,) 0, 1, … in order of first appearance
     silhouette: pd.Series|None = None # number of groups → silhouette on the kernel distance
     shuffled: float|None = None # the largest silhouette of shuffled kernels
-    note: str = "" # why "auto" left all in one group
+    note: str = "" # why "auto" left all in one group, or what else was not done as asked
 
 def _silhouettes(M, label, ks, **kwargs):
     "Silhouette and labels for each number of groups"
@@ -172,7 +172,7 @@ def _shuffle(K, rng):
     out[i, j] = out[j, i] = rng.permutation(K[i, j])
     return out
 
-# %% ../nbs/02b_clustering.ipynb #fe90ec4f
+# %% ../nbs/02b_clustering.ipynb #07e26d04
 def cluster_kernel(
     K:Tensor|np.ndarray, # (N, N) kernel matrix ≥ 0
     n_clusters:int|str="auto", # or the number of groups
@@ -187,7 +187,6 @@ def cluster_kernel(
     if method not in (*METHODS, "hdbscan"): raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}, hdbscan")
     if M.ndim != 2 or M.shape[1] != N or not N: raise ValueError(f"K has shape {M.shape}; expected a kernel matrix (N, N)")
     if not np.allclose(M, M.T): raise ValueError("K is not symmetric, or has NaN; expected the kernel matrix of one collection")
-    if method == "hdbscan" and n_clusters != "auto": raise ValueError(f"n_clusters={n_clusters}: 'hdbscan' finds its own number of groups; leave it, or take another method")
     if max_clusters is not None and max_clusters < 2: raise ValueError(f"max_clusters={max_clusters}: expected 2 or more")
     if M.min() < -1e-12: raise ValueError(f"grouping needs similarities ≥ 0, got {M.min():.2g}; take a kernel such as 'projection'")
     zero = ~M.any(0)
@@ -201,7 +200,8 @@ def cluster_kernel(
     _warn_health(K)
     if method == "hdbscan":
         labels = HDBSCAN(min_cluster_size=2, metric="precomputed", copy=True).fit_predict(_distances(M)) # type: ignore[arg-type]
-        return Clusters(_first_seen(np.where(labels < 0, N + np.arange(N), labels)))
+        return Clusters(_first_seen(np.where(labels < 0, N + np.arange(N), labels)),
+                        note="" if n_clusters == "auto" else f"'hdbscan' finds its own number of groups: n_clusters={n_clusters} was not used")
     fit = METHODS[method]
     if n_clusters == "auto": return _auto(M, lambda M: fit(M, normalized=normalized, random_state=random_state), max_clusters or 32, random_state)
     return Clusters(_first_seen(fit(M, normalized=normalized, random_state=random_state)(int(n_clusters))))
