@@ -1,7 +1,7 @@
 """What geoopt and its users expect of `Grassmann` and `GrassmannExact`, and what its own suite would not notice.
 
 The oracle is one n × n matrix exponential: expm(u xᵀ − x uᵀ) carries x to exp_x(u) and tangent vectors along by parallel transport, as matrices.
-Every check is also run on eight classes that are wrong on purpose, and must fail there: a check that cannot fail is none.
+Every check is also run on eleven classes that are wrong on purpose: each class must fail one, and each check must find one, for a check that cannot fail is none.
 """
 import copy, math, pickle
 
@@ -90,13 +90,13 @@ def check_tangent_check(m, dtype):
 def check_point_check(m, dtype):
     x, *_ = case(dtype)
     assert m.check_point_on_manifold(x, explain=True) == (True, None) and not m.check_point_on_manifold(2 * x)
-    assert not m.check_point_on_manifold(x.mT)
+    assert not m.check_point_on_manifold(x.mT) and not m.check_point_on_manifold(x[:, [0, 0, 1]]) # unit columns are not enough
     with pytest.raises(ValueError, match="orthonormalize"): m.assert_check_point_on_manifold(2 * x)
 
 def check_projections(m, dtype):
     x, _, _, _ = case(dtype)
     A = randn(12, 3, seed=5, dtype=dtype)
-    assert close(m.projx(x), x, dtype) # the representative stays
+    assert close(m.projx(x), x, dtype) and close(m.projx(-x), -x, dtype) # the representative stays
     assert m.check_point_on_manifold(m.projx(A)) and apart(m.projx(A), torch.linalg.qr(A)[0]) < 1e-5 and A.equal(randn(12, 3, seed=5, dtype=dtype))
     u = m.proju(x, A)
     assert m.check_vector_on_tangent(x, u) and close(m.proju(x, u), u, dtype) and close(m.egrad2rgrad(x, A), u, dtype)
@@ -127,7 +127,7 @@ CHECKS = [f for name, f in list(globals().items()) if name.startswith("check_")]
 @pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__[6:])
 def test_check(check, cls, dtype): check(cls(), dtype)
 
-# --- eight wrong classes; most of them pass geoopt's suite
+# --- eleven wrong classes; most of them pass geoopt's suite
 
 class ProjectionTransport(Grassmann):
     def transp(self, x, y, v): return self.proju(y, v)
@@ -159,14 +159,28 @@ class ChordalDistance(Grassmann):
 class RetractionAsExp(Grassmann):
     def expmap(self, x, u): return self.retr(x, u)
 
+class ProjectionLog(Grassmann):
+    def logmap(self, x, y): return self.proju(x, y)
+
+class UnitColumns(Grassmann):
+    def _check_point_on_manifold(self, x, *, atol=1e-5, rtol=1e-5): return self._small(x.square().sum(-2) - 1, atol, "orthonormalize")
+
+class QRProjection(Grassmann):
+    def projx(self, x): return torch.linalg.qr(x)[0]
+
 WRONG = {ProjectionTransport: check_transport_is_parallel, ArccosDistance: check_dist_is_exact_near_0, InverseLog: check_log_is_exact_at_both_ends,
          ExpWithoutV: check_exp_is_the_group, FlippedExp: check_exp_is_the_group, StiefelTangent: check_tangent_check, ChordalDistance: check_dist,
-         RetractionAsExp: check_exp_is_the_group}
+         RetractionAsExp: check_exp_is_the_group, ProjectionLog: check_log_inverts_exp, UnitColumns: check_point_check, QRProjection: check_projections}
+
+def fails(check, m, dtype): # by what it asserts: any other error is one
+    try: check(m, dtype)
+    except AssertionError: return True
+    return False
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda c: c.__name__)
-def test_a_wrong_class_is_found_out(wrong, dtype):
-    with pytest.raises((AssertionError, torch.linalg.LinAlgError)): WRONG[wrong](wrong(), dtype)
+def test_every_wrong_class_is_found_out_and_every_check_finds_one(dtype):
+    found = {wrong: [check for check in CHECKS if fails(check, wrong(), dtype)] for wrong in WRONG}
+    assert all(check in found[wrong] for wrong, check in WRONG.items()) and set(sum(found.values(), [])) == set(CHECKS)
 
 # --- geoopt around the class
 
