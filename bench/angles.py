@@ -61,6 +61,19 @@ def maps(dtype, seeds=8):
         rows.append({"logarithm": name, "sin of the angle between exp(log y) and y": max(trip), "‖log x(xQ)‖": max(same), "‖xᵀu‖ / ‖u‖": max(vertical)})
     table(f"There and back on Gr({K}, {N}), {dtype}, largest of {6 * seeds} pairs (aims: {'1e-13' if dtype == torch.float64 else '2e-6'}, 0)", rows)
 
+def by_projectors(n=64, seeds=4): # geomstats: n × n projectors and a matrix logarithm, on a space small enough for it
+    if not (geomstats := peer("geomstats.geometry.grassmannian")): return
+    metric, rows = geomstats.Grassmannian(n, K).metric, []
+    for kind in spectra(0):
+        worst = {"Grassmann.logmap": 0., "geomstats log": 0.}
+        for seed in range(seeds):
+            theta = spectra(seed)[kind].clamp(max=math.pi / 2 - 1e-6)
+            x, y = planted(theta, torch.float64, seed, n)
+            lengths = MANIFOLD.logmap(x, y).norm(), torch.as_tensor(metric.log((y @ y.T).numpy(), (x @ x.T).numpy())).norm() / 2 ** .5
+            for name, length in zip(worst, lengths): worst[name] = max(worst[name], float((length - theta.norm()).abs()))
+        rows.append({"angles": kind} | worst)
+    table(f"Error of the distance on Gr({K}, {n}), as the length of the logarithm [rad]", rows)
+
 def speed(batch=200):
     pairs = [planted(spectra(seed)["anywhere"], torch.float64, seed) for seed in range(batch)]
     X, Y = (torch.stack(t) for t in zip(*pairs))
@@ -73,7 +86,7 @@ if __name__ == "__main__":
     for dtype in (torch.float64, torch.float32):
         angles(dtype)
         maps(dtype)
+    by_projectors()
     speed()
     lines = torch.eye(2, dtype=torch.float64)[..., None]
     print(f"\nThe distance of two orthogonal lines: {MANIFOLD.dist(*lines):.16g}, exactly {math.pi / 2:.16g}.")
-    peer("geomstats.backend")

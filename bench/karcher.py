@@ -58,6 +58,7 @@ def methods(Y):
         for which, name in (("TR", "pymanopt trust regions, autodiff Hessian, tuned"), ("CG", "pymanopt conjugate gradients")): fns[name] = partial(by_pymanopt, pymanopt, A, which)
     if uqpy := peer("UQpy.dimension_reduction.grassmann_manifold.GrassmannOperations"):
         fns |= {"UQpy gradient descent": partial(by_uqpy, uqpy, A), "UQpy, accelerated": partial(by_uqpy, uqpy, A, acceleration=True)}
+    else: print("UQpy: install it with --no-deps, for it pins torch 2.2")
     return fns
 
 def one_mean(name, size, repeats=3):
@@ -81,4 +82,3 @@ if __name__ == "__main__":
     machine("geoopt", "pymanopt", "UQpy")
     for name, size in (("tight", .29), ("moderate", .68), ("wide", 1.17)): one_mean(name, size)
     layers()
-    peer("geomstats.backend")

@@ -27,7 +27,8 @@ def pairs(dtype, N=1000, n=768, k=16, few=60):
     arrays, scale = list(X[:few].numpy()), (N / few) ** 2
     loops = {"NumPy double loop, projection": lambda: [np.sum((x.T @ y) ** 2) for x in arrays for y in arrays],
              "NumPy double loop, det²": lambda: [np.linalg.det(x.T @ y) ** 2 for x in arrays for y in arrays]}
-    if dtype == torch.float64 and (uqpy := peer("UQpy.utilities")): # it refuses float32
+    if dtype == torch.float64 and not (uqpy := peer("UQpy.utilities")): print("UQpy: install it with --no-deps, for it pins torch 2.2")
+    elif dtype == torch.float64: # it refuses float32
         bases = [uqpy.GrassmannPoint(x) for x in arrays]
         loops["UQpy, projection"] = lambda: uqpy.kernels.ProjectionKernel().calculate_kernel_matrix(bases, bases)
         loops["UQpy, det²"] = lambda: uqpy.kernels.BinetCauchyKernel().calculate_kernel_matrix(bases, bases)
@@ -55,7 +56,7 @@ def source_kernel(U, V): return (3 + abs(np.linalg.det(gram_schmidt(U).T @ gram_
 def source(m, n, r, N=32):
     g = torch.Generator().manual_seed(0)
     B, A = torch.randn(N, m, r, generator=g) / m ** .5, torch.randn(N, r, n, generator=g)
-    B = B + torch.randn(m, r, generator=g) * (6 / m) ** .5 # something in common, so that |det| is no rounding
+    B = B + torch.randn(m, r, generator=g) * (6 * r / 16 / m) ** .5 # the more in common the larger r, so that |det| is no rounding
     ours = lambda: gram(orthonormalize(B), kernel="binet_cauchy_polynomial", abs_det=True, beta=3., alpha=2, normalize=False)
     s = sorted(seconds(ours) for _ in range(8))[4]
     dense = [(B[i] @ A[i]).numpy() for i in range(2)]
@@ -74,4 +75,3 @@ if __name__ == "__main__":
     table("Projection kernel where k is large, float64: from projectors, when they cost less", [large_k(*s) for s in ((200, 320, 64), (200, 768, 64), (200, 768, 16))])
     table("Kernel matrix of 32 updates from their factors, float32, against the source: SVD of each dense update, Gram–Schmidt in each of 32² calls (extrapolated from 1 SVD and 5 calls)",
           [source(*shape) for shape in ((3072, 768, 16), (3072, 768, 64), (768, 768, 16))])
-    peer("geomstats.backend")
