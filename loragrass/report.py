@@ -344,14 +344,15 @@ On average {{ agreement.mean()|num }}, lowest {{ agreement.min()|num }}.</p>
 </html>
 """
 
-# %% ../nbs/08_report.ipynb #18bd35cd
+# %% ../nbs/08_report.ipynb #d7c41d21
 def _versions():
     packages = ("loragrass", "torch", "numpy", "scipy", "scikit-learn")
     return ", ".join([f"Python {platform.python_version()}", *(f"{p} {importlib.metadata.version(p)}" for p in packages)])
 
 def _cautions(result):
     "What a reader must know before the tables"
-    if result.health_ and result.health_.verdict != "healthy":
+    verdict, suffers = result.health_.verdict if result.health_ else "healthy", result.parameters["clustering"] == "grassmann_kmeans"
+    if verdict in ("degenerate", "indefinite") or verdict == "diagonal-dominated" and suffers: # of the methods, Lloyd's steps only are stopped by a heavy diagonal
         yield f"The kernel matrix is {result.health_.verdict}: see whether members are more alike inside their group than outside before you rely on it."
     if len(result.means_) == 1 < len(result.labels_): yield "All adapters are in one group: no grouping stands out from chance, or one was asked for."
     if result.similarity_.side != "left":
