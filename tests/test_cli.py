@@ -1,5 +1,5 @@
 "The command as scripts and people meet it: exit codes, one line for an error, pipes, odd names, and nothing half-written"
-import contextlib, json, os, shutil, signal, subprocess, sys
+import contextlib, json, os, re, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -65,12 +65,15 @@ def junk(folder):
     ("inspect adapters missing", "skipped missing"), ("inspect folder", "found nothing"), ("inspect folder.safetensors", "no adapter in this folder"), ("inspect notes", "found notes.txt"),
     ("inspect lfs.safetensors", "git lfs pull"), ("inspect locked.safetensors", "Permission denied"), ("convert locked.safetensors out.safetensors", "Permission denied"),
     ("inspect empty.safetensors", "0 bytes"), ("convert adapters/a0.safetensors notes/notes.txt/out.safetensors", "notes.txt"), ("inspect whole.safetensors", "--approx-rank N"),
-    ("compare adapters/a0.safetensors half.safetensors", "truncated"), ("compare adapters/a0.safetensors adapters/a1.safetensors --kernel cosine", "'cosine'"),
-    ("compare adapters/a0.safetensors adapters/a1.safetensors --side up", "'up'"), ("compare folder adapters/a1.safetensors", "folder"),
-    ("merge junk -o out", "no adapter to read in junk"), ("merge missing -o out", "missing"), ("merge adapters -o out -k 7", "7"), ("merge adapters -o out --method median", "'median'"),
-    ("merge adapters -o out --side up", "'up'"), ("merge adapters -o out --weights 1,2", "'1,2'"), ("compare adapters/a0.safetensors adapters/a1.safetensors --side both", "'right' (inputs)"), ("merge adapters -o out --format zip", "'zip'"), ("merge adapters -o out --dtype int8", "'int8'"),
-    ("merge adapters -o /proc/means", "/proc"), ("merge adapters -o adapters/a0.safetensors/means", "input"), ("merge adapters -o half.safetensors --force", "half.safetensors"),
-    ("convert half.safetensors out.safetensors", "truncated"), ("convert adapters/a0.safetensors out", "out"), ("convert adapters/a0.safetensors out --format zip", "'zip'"),
+    ("compare adapters/a0.safetensors half.safetensors", "truncated"), ("compare adapters/a0.safetensors adapters/a1.safetensors --kernel cosine", "--kernel cosine is unknown"),
+    ("compare adapters/a0.safetensors adapters/a1.safetensors --side up", "--side up: expected"), ("compare folder adapters/a1.safetensors", "folder"),
+    ("merge junk -o out", "no adapter to read in junk"), ("merge missing -o out", "missing"), ("merge adapters -o out -k 7", "--n-clusters 7: expected 'auto' or 1 … 6"), ("merge adapters -o out --method mean", "--method mean: expected one of svd, cat, karcher, chordal, chordal_s"),
+    ("merge adapters -o out --side up", "--side up"), ("merge adapters -o out --weights 1,2", "2 numbers for 6 adapters; they are, in this order: a0, a1, a2, a3, a4, a5"), ("merge adapters -o out --weights much", "numbers separated by commas"),
+    ("merge adapters -o out --method cat --rank 2", "--method cat is exact"), ("merge adapters -o out --clustering ward", "--clustering ward"), ("merge adapters -o out --rescale max", "--rescale max"),
+    *((f"merge adapters -o out {option}{dry}", says) for dry in ("", " --dry-run") for option, says in (("--format zip", "--format zip: expected one of kohya, diffusers, peft"), ("--dtype int8", "--dtype int8: expected one of float32"), ("--report notes", "notes is a folder"), ("--report out", "for the means"), ("--report none/r.html", "no folder none"))),
+    ("merge adapters -o adapters/means", "adapters/means is or lies in adapters, which is searched for inputs"), ("merge . -o means", "means is or lies in ., which is searched for inputs"),
+    ("merge adapters -o /proc/means", "/proc"), ("merge adapters -o adapters/a0.safetensors/means", "input"), ("merge adapters -o half.safetensors --force", "half.safetensors is a file"),
+    ("convert half.safetensors out.safetensors", "truncated"), ("convert adapters/a0.safetensors out", "out"), ("convert adapters/a0.safetensors out --format zip", "--format zip"), ("convert half.safetensors out --dtype int8", "--dtype int8"), ("resize half.safetensors out --rank 1 --format zip", "--format zip"),
     ("resize adapters/a0.safetensors out.safetensors --rank 0", "rank"), ("resize adapters/a0.safetensors out.safetensors --energy 2", "energy"),
 ])
 def test_bad_input_is_a_line_and_1(line, says, here, monkeypatch):
@@ -175,6 +178,47 @@ def test_two_adapters_without_a_common_module(here):
     result = run("compare", "adapters/a0.safetensors", "other.safetensors")
     assert result.exit_code == 0 and "no module is in both" in result.stderr and result.stdout.count("a0") == 2
 
+@pytest.mark.parametrize("zero, says", [(["a0"], "a0.safetensors is zero"), (["a0", "a1"], "a0.safetensors and adapters/a1.safetensors is zero")])
+def test_a_zero_adapter_has_nothing_to_compare(zero, says, here):
+    for name in zero:
+        lora = lg.load(f"adapters/{name}.safetensors")
+        lg.save(lg.LoRA({m: lg.LoRAUpdate(torch.zeros_like(u.up), u.down, 1.0, u.weight_shape) for m, u in lora.items()}), f"adapters/{name}.safetensors", format="diffusers")
+    result = run("compare", "adapters/a0.safetensors", "adapters/a1.safetensors")
+    assert result.exit_code == 0 and says in result.stderr and "no module is in both" not in result.stderr
+
+def test_compare_both_sides(here):
+    pair = ("adapters/a0.safetensors", "adapters/a2.safetensors")
+    text, rows = run("compare", *pair, "--side", "both").stdout, json.loads(run("compare", *pair, "--side", "both", "--json").stdout)
+    for side in ("left", "right"):
+        part = lg.compare(*map(lg.load, pair), side=side)
+        assert [row["similarity"] for row in rows if row["side"] == side] == pytest.approx(part.similarity.tolist())
+        assert f"mean similarity, {side} {part.similarity.mean():.3f}, by chance {part.chance.mean():.3f}, over 2 modules" in text
+
+@pytest.mark.parametrize("side", ["left", "both"])
+def test_rounding_is_printed_as_0(side, here):
+    assert "e-1" not in run("compare", "adapters/a0.safetensors", "adapters/a0.safetensors", "--side", side).stdout
+    assert "e-1" not in run("merge", "adapters", "-k", 6, "-o", "out", "--dry-run").stdout
+
+def test_rules_weights_and_clusterings_reach_the_library(here):
+    from loragrass.merging import RULES
+    assert set(RULES) <= set(re.findall(r"\w+", run("merge", "--help").stdout))
+    assert run("merge", "adapters", "-k", 2, "-o", "out", "--method", "ties", "--clustering", "agglomerative", "--rescale", "norm", "--weights", "3,1,1,1,1,2").exit_code == 0
+    expected = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 2, "ties", "agglomerative", rescale="norm", weights=[3, 1, 1, 1, 1, 2])
+    for i, mean in enumerate(expected.means_):
+        for m, u in lg.load(f"out/mean_{i}.safetensors").items(): torch.testing.assert_close(u.dense(), mean[m].dense(), rtol=1e-5, atol=1e-6)
+
+def test_a_heavy_diagonal_is_no_warning_where_it_does_no_harm(here):
+    result = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 6)
+    assert result.health_.verdict == "diagonal-dominated" and "diagonal" not in run("merge", "adapters", "-k", 6, "-o", "out", "--dry-run").stderr
+    assert "diagonal-dominated" in run("merge", "adapters", "-k", 6, "-o", "out", "--dry-run", "--clustering", "grassmann_kmeans").stderr
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_format_without_names_is_refused(dry, here):
+    for i in range(2): lg.save(adapter(i, 0, prefix="odd.layer."), f"odd/a{i}", format="peft")
+    before = contents(here)
+    result = run("merge", "odd", "-k", 1, "-o", "out", "--format", "diffusers", *dry)
+    assert result.exit_code == 1 and "take --format kohya or peft" in result.stderr.replace("use", "take") and contents(here) == before and not Path("out").exists()
+
 def test_dry_run_writes_nothing(here):
     before = contents(here)
     result = run("merge", "adapters", "-k", 2, "-o", "out", "--report", "r.html", "--dry-run")
@@ -187,6 +231,12 @@ def test_force_replaces_what_has_the_same_name_only(here):
     for _ in range(2): assert run("merge", "adapters", "-k", 2, "-o", "out", "--force").exit_code == 0
     assert sorted(os.listdir("out")) == ["mean_0.safetensors", "mean_1.safetensors", "mine.txt"] and Path("out/mine.txt").read_text() == "mine" and lg.load("out/mean_0.safetensors")
     for _ in range(2): assert run("merge", "adapters", "-k", 2, "-o", "folders", "--format", "peft", "--force").exit_code == 0
+    for name in ("mean_2", "mean_3", "mean_x.safetensors"): Path("folders", name).mkdir()
+    Path("folders/mean_2/mine.txt").write_text("mine")
+    assert run("merge", "adapters", "-k", 3, "-o", "folders", "--force").exit_code == 0 # kohya's single files take the place of PEFT's folders
+    assert sorted(os.listdir("folders")) == ["mean_0.safetensors", "mean_1.safetensors", "mean_2", "mean_2.safetensors", "mean_3", "mean_x.safetensors"] and Path("folders/mean_2/mine.txt").exists()
+    assert run("merge", "adapters", "-k", 2, "-o", "folders", "--format", "peft", "--force").exit_code == 0
+    assert sorted(os.listdir("folders")) == ["mean_0", "mean_1", "mean_2", "mean_3", "mean_x.safetensors"]
     assert sorted(os.listdir("folders/mean_1")) == ["adapter_config.json", "adapter_model.safetensors"] and not list(here.glob(".*"))
 
 @pytest.mark.parametrize("line", ["merge adapters -o adapters", "merge adapters -o .", "merge adapters -o adapters/a0.safetensors", "merge adapters -o adapters/p/means", "merge adapters -o out --report adapters/a0.safetensors",
