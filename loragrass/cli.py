@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 import loragrass as lg # names load when used: `loragrass --help` imports neither torch nor scikit-learn
 
-# %% ../nbs/09_cli.ipynb #3f509201
+# %% ../nbs/09_cli.ipynb #c23fec31
 def _plain(text)->str:
     "One line of printable characters"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
@@ -32,7 +32,7 @@ _ARGUMENT = re.compile(r"\b(approx_rank|alpha|scale|dtype|format|side|kernel|emb
 def _flags(text)->str:
     "A message of the library with its arguments as the command spells them: approx_rank=N is --approx-rank N, side 'up' is --side up"
     def spelled(m):
-        name = "clustering" if m[1] == "method" and m[2] in _CLUSTERINGS else {"embedding": "kernel"}.get(m[1], m[1]).replace("_", "-")
+        name = "clustering" if m[1] == "method" and m[2] in _CLUSTERINGS else "kernel" if m[1] == "embedding" else str(m[1]).replace("_", "-")
         return f"--{name} {m[2]}" + (m[3] or "").replace("'", "")
     text = re.sub(r"limits=\{'(\w+)': …\}", r"--limit \1=N", text).replace(", or pass a GrassmannKernel", "")
     text = re.sub(r"\b(drop_bad|ignore_magnitude)=True\b", lambda m: f"--{m[1].replace('_', '-')}", text)

@@ -78,24 +78,39 @@ def _likeness(means, originals, modules):
     rows = torch.arange(len(modules))
     return lambda choice: float((table[rows, choice].sum(0) / (own[rows, choice].sum() * total).clamp_min(1e-300).sqrt()).max())
 
-# %% ../nbs/04b_selection.ipynb #69fc166a
-def _fingerprint(means, modules):
-    "First line of a state file: what the scores are scores of"
+# %% ../nbs/04b_selection.ipynb #c501f7dc
+def _digest(loras):
+    "A hash of names, shapes and numbers"
     digest = hashlib.sha256()
-    for u in (mean[m] for mean in means for m in modules if m in mean):
-        digest.update(repr((u.scale, u.up.shape)).encode())
+    for i, m, u in ((i, m, u) for i, lora in enumerate(loras) for m, u in lora.items()):
+        digest.update(repr((i, m, u.scale, u.up.dtype, u.up.shape, u.down.shape)).encode())
         for t in (u.up, u.down): digest.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return json.dumps({"modules": modules, "means": len(means), "sha256": digest.hexdigest()})
+    return digest.hexdigest()
+
+def _told(score):
+    "A score by name: the function's, the class of an object that is called, or a hash of the originals"
+    if not callable(score): return f"similarity to {_digest(score)}"
+    named = score if hasattr(score, "__qualname__") else type(score)
+    return f"{named.__module__}.{named.__qualname__}"
+
+def _fingerprint(means, modules, score, strategy):
+    "First line of a state file: what the scores are scores of"
+    return json.dumps({"modules": modules, "means": len(means), "sha256": _digest(means), "score": _told(score), "strategy": strategy})
 
 def _resume(path, header):
     "Scores in a state file; a last line that was cut off is removed"
+    if not path.parent.is_dir(): raise ValueError(f"state {path}: there is no folder {path.parent}; make it first")
     if not path.exists() or not path.stat().st_size: path.write_text(header + "\n"); return {}
     *lines, torn = path.read_text().split("\n")
-    if not lines or lines[0] != header: raise ValueError(f"{path} is not the state of this search: its first line is {(lines or [torn])[0][:80]!r}; name another file, or search with the same means")
+    if not lines or lines[0] != header: raise ValueError(f"{path} is not the state of this search: its first line is {(lines or [torn])[0][:80]!r}; name another file, or search with the same means, score and strategy")
     if torn: path.write_text("\n".join(lines) + "\n")
-    return {tuple(choice): score for choice, score in map(json.loads, lines[1:])}
+    scores = {}
+    for i, line in enumerate(lines[1:], 2):
+        try: choice, score = json.loads(line); scores[tuple(choice)] = float(score)
+        except (ValueError, TypeError): raise ValueError(f"{path}, line {i}: {line[:80]!r} is no combination and its score; remove the line, and it is computed again") from None
+    return scores
 
-# %% ../nbs/04b_selection.ipynb #969dd595
+# %% ../nbs/04b_selection.ipynb #5ac734de
 class _Spent(Exception): "The budget is used up"
 
 def search_combinations(
@@ -113,7 +128,7 @@ def search_combinations(
     if strategy not in STRATEGIES: raise ValueError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
     if not modules or budget < 1 or width < 1: raise ValueError(f"{k} means of {M} modules, budget={budget}, width={width}: expected at least one of each")
     rate = (lambda choice: float(score(_assemble(means, modules, choice)))) if callable(score) else _likeness(means, score, modules)
-    scores = {} if path is None else _resume(path, _fingerprint(means, modules))
+    scores = {} if path is None else _resume(path, _fingerprint(means, modules, score, strategy))
     if strategy == "exhaustive" and k ** M - len(scores) > budget:
         raise ValueError(f"{k} means over {M} modules make {k ** M} combinations, budget={budget}; raise the budget, or take strategy='coordinate' or 'beam'")
     left, bar = budget, tqdm(desc=f"combinations ({strategy})", total=budget, disable=not progress)

@@ -45,6 +45,26 @@ class TestSearch:
 
 def test_exhaustive_finds_the_best(): assert search_combinations(MEANS, Score(), "exhaustive").scores == list(range(26, -1, -1))
 
+def other_score(lora): return 1.0
+
+def test_state_of_another_score_or_strategy(tmp_path):
+    search_combinations(MEANS, Score(), state=tmp_path / "s")
+    before = (tmp_path / "s").read_text()
+    for score, strategy in ((other_score, "coordinate"), (MEANS, "coordinate"), (Score(), "beam")):
+        with pytest.raises(ValueError, match="not the state of this search"): search_combinations(MEANS, score, strategy, state=tmp_path / "s")
+    search_combinations(MEANS, MEANS, state=tmp_path / "k")
+    with pytest.raises(ValueError, match="not the state of this search"): search_combinations(MEANS, MEANS[:2], state=tmp_path / "k")
+    assert (tmp_path / "s").read_text() == before
+
+@pytest.mark.parametrize("line", ["garbage", "3", "[[0, 1, 2]]", '[[0, 1, 2], "good"]', "[0, 1]"])
+def test_a_line_that_is_no_score(line, tmp_path):
+    search_combinations(MEANS, Score(), state=tmp_path / "s")
+    with (tmp_path / "s").open("a") as f: f.write(line + "\n")
+    with pytest.raises(ValueError, match=r"line \d+: .* no combination and its score"): search_combinations(MEANS, Score(), state=tmp_path / "s")
+
+def test_a_state_file_needs_its_folder(tmp_path):
+    with pytest.raises(ValueError, match="there is no folder"): search_combinations(MEANS, Score(), state=tmp_path / "none/s")
+
 def test_torn_line(tmp_path):
     search_combinations(MEANS, Score(), state=tmp_path / "s")
     text = (tmp_path / "s").read_text()
