@@ -21,7 +21,7 @@ from torch import Tensor
 from .clustering import cluster_kernel
 from .lora_io import LoRA
 
-# %% ../nbs/04c_scale.ipynb #f1d8d7d1
+# %% ../nbs/04c_scale.ipynb #190f86d0
 def _unit(update, side, weighted):
     "X̃ (n, k) of norm ‖X̃ᵀX̃‖ = 1; no columns for a zero update"
     svd = update.svd()
@@ -42,9 +42,9 @@ def _adapters(loras, sides, weighted):
         widths = {p.shape[0] for p in points if p is not None}
         if len(widths) > 1: raise ValueError(f"{name}: widths {sorted(widths)} differ on the {side} side; these adapters are for different base models")
         block[f"{side} {name}"] = _stack(points, widths.pop())
-    return block
+    return block or {"nothing": torch.zeros(len(loras), 1, 0)}
 
-# %% ../nbs/04c_scale.ipynb #bb0e0e16
+# %% ../nbs/04c_scale.ipynb #cc39cdf6
 _TILE = 1 << 24 # products held at once
 
 def _sums(A, B): # blocks of a and of b points → (a, b)
@@ -58,10 +58,12 @@ def _sums(A, B): # blocks of a and of b points → (a, b)
         step = max(1, _TILE // max(1, k * l * b))
         for i in range(0, a, step):
             G = X[i:i+step].mT.flatten(0, 1) @ columns
-            total[i:i+step] += G.square_().view(-1, k, b, l).sum((1, 3))
+            total[i:i+step] += G.square_().view(len(X[i:i+step]), k, b, l).sum((1, 3))
     return total
 
-def _present(block): return torch.stack([X.square().sum((1, 2)) > 0 for X in block.values()]).sum(0).clamp_min(1) # modules of each point
+def _sizes(block): return torch.stack([X.square().sum((1, 2)) > 0 for X in block.values()]).sum(0) # modules of each point
+
+def _present(block): return _sizes(block).clamp_min(1)
 
 def _joint(A, B): return _sums(A, B) / (_present(A)[:, None] * _present(B)).sqrt()
 
@@ -98,7 +100,7 @@ def _replace(path, write):
     write(beside)
     os.replace(beside, path)
 
-# %% ../nbs/04c_scale.ipynb #3a9efeca
+# %% ../nbs/04c_scale.ipynb #dfaaf8e8
 class Nearest(NamedTuple):
     "The nearest points of each query, nearest first"
     similarity: Tensor # (Q, n) joint kernel, at most 1
@@ -106,7 +108,7 @@ class Nearest(NamedTuple):
 
 class Groups(NamedTuple):
     "A grouping of a whole index"
-    labels: np.ndarray # (N,)
+    labels: np.ndarray # (N,); zero updates are like nothing and have the last label to themselves
     similarity: np.ndarray # (N,) to the own centre
     margin: np.ndarray # (N,) by how much the own centre is nearer than the next; small: in doubt
     centers: dict[str, Tensor] # the centres as a block
@@ -161,14 +163,19 @@ class SubspaceIndex:
         random_state:int=0,
     )->Groups:
         "Spectral clustering of a sample, chordal refinement, then every point to its nearest centre"
-        if n_clusters != "auto" and not 1 < int(n_clusters) <= min(sample, len(self)): raise ValueError(f"n_clusters={n_clusters}: expected 'auto' or 2 … {min(sample, len(self))}, the size of the sample")
-        S = _take(self._store, np.sort(np.random.default_rng(random_state).permutation(len(self))[:sample]))
+        if not len(self): raise ValueError("the index is empty: add points first")
+        live = np.concatenate([(_sizes(block) > 0).numpy() for block, _ in self._store])
+        if not live.any(): return Groups(np.zeros(len(self), int), np.zeros(len(self)), np.zeros(len(self)), {})
+        rows, most = np.flatnonzero(live), min(sample, int(live.sum()))
+        if n_clusters != "auto" and n_clusters not in range(1, most + 1): raise ValueError(f"n_clusters={n_clusters!r}: expected 'auto' or 1 … {most}, the size of the sample")
+        S = _take(self._store, np.sort(np.random.default_rng(random_state).permutation(rows)[:sample]))
         labels = torch.as_tensor(cluster_kernel(_joint(S, S), n_clusters, random_state=random_state).labels)
         k = int(labels.max()) + 1
         C = _centers(S, labels, k)
         for _ in range(refine): C = _centers(S, _sums(S, C).argmax(1), k, C)
         top = [(_sums(block, C) / (_present(block)[:, None] * _present(C)).sqrt()).topk(min(2, k), 1) for block, _ in self._store]
         values, where = torch.cat([t.values for t in top]), torch.cat([t.indices[:, 0] for t in top])
+        where[torch.as_tensor(~live)] = k
         return Groups(where.numpy(), values[:, 0].numpy(), (values[:, 0] - values[:, 1] if k > 1 else values[:, 0]).numpy(), C)
 
     def _as_block(self, points):

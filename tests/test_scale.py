@@ -30,7 +30,25 @@ def test_folder_is_memory(tmp_path):
     a, b = (SubspaceIndex(path, block=7).add(X) for path in (None, tmp_path))
     assert torch.equal(a.nearest(X, 3).index, b.nearest(X, 3).index) and (a.cluster(3).labels == b.cluster(3).labels).all()
 
+@pytest.mark.parametrize("sample", [2, 3, 2000])
+def test_zero_adapters_are_a_group_of_their_own(sample):
+    import numpy as np
+    zero = [LoRA({m: LoRAUpdate(torch.zeros_like(u.up), u.down, 0.5, (9, 7)) for m, u in a.items()}, name="zero") for a in MIXED[:2]]
+    pairs = [adapter(0), adapter(0), adapter(3, r=1), adapter(3, r=1)]
+    found = SubspaceIndex(block=3).add([*pairs[:2], zero[0], *pairs[2:], zero[1], LoRA({}, name="none")]).cluster(2, sample)
+    assert (np.flatnonzero(found.labels == found.labels.max()) == [2, 5, 6]).all() and (found.similarity[[2, 5, 6]] == 0).all() and np.isfinite(found.similarity).all()
+    if sample == 2000: assert len(set(found.labels[[0, 1]])) == 1 and len(set(found.labels)) == 3
+
+def test_nothing_but_zeros_is_one_group():
+    zero = LoRA({"a": LoRAUpdate(torch.zeros(9, 2), torch.ones(2, 7), 0.5, (9, 7))})
+    assert SubspaceIndex().add([zero] * 3).cluster().labels.tolist() == [0, 0, 0]
+
+def test_one_group(): assert SubspaceIndex().add(MIXED).cluster(1).labels.tolist() == [0] * 5
+
 def test_refuses():
+    with pytest.raises(ValueError, match="the index is empty"): SubspaceIndex().cluster()
+    for k in (0, 2.5, "two"):
+        with pytest.raises(ValueError, match="expected 'auto' or 1 … 5"): SubspaceIndex().add(MIXED).cluster(k)
     with pytest.raises(ValueError, match="empty"): SubspaceIndex().nearest(MIXED)
     with pytest.raises(ValueError, match="different base models"): SubspaceIndex().add(MIXED).nearest([adapter(9, n=5)])
     with pytest.raises(ValueError, match="n_clusters=9"): SubspaceIndex().add(MIXED).cluster(9)
