@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .clustering import Clusters, GrassmannKMeans, _first_seen, cluster_kernel
 from .karcher import NonUniqueMeanWarning, chordal_mean, karcher_mean
-from .kernels import KERNELS, KernelHealth, gram, kernel_health
+from .kernels import KERNELS, KernelDegenerateWarning, KernelHealth, gram, kernel_health
 from .lora_io import LoRA
 from .plucker import plucker_inner_product, principal_angles
 
@@ -402,7 +402,7 @@ def mean_lora(
     if not isinstance(weights, str):
         w = torch.as_tensor([1.0] * len(loras) if weights is None else weights, dtype=torch.float64)
         if not w.isfinite().all() or w.sum().abs() < 1e-12: raise ValueError(f"weights {w.tolist()} do not sum to a number other than 0")
-        weights = w / w.sum() # type: ignore[assignment]
+        weights = (w / w.sum()).tolist()
     from loragrass.merging import merge # the next page, which builds on this one
     return merge(loras, weights, method, rank, rescale, name, progress=progress, only=only)
 
@@ -515,7 +515,6 @@ def cluster_merge(
     labels, K = found.labels, sim.joint.numpy()
     groups = [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]
     health = kernel_health(sim.joint, n_clusters=len(groups)) if len(loras) > 2 else None
-    if health and health.verdict in ("degenerate", "indefinite"): health.warn(3)
     if side != "left": _warn_shared_init(loras, len(groups), random_state, kernel, weighted)
     _warn_missing(sim, 3)
     layers = pd.DataFrame.from_dict({m: _layer_labels(M, labels, random_state) for m, M in sim.modules.items()}, orient="index", columns=sim.names).rename_axis("module")
@@ -526,11 +525,17 @@ def cluster_merge(
     _warn_unrelated(merged, 3)
     return ClusterMerge(labels, layers, [m.lora for m in merged], [int(g[K[np.ix_(g, g)].sum(0).argmax()]) for g in groups], merged, sim, found, health, called)
 
+def _labels(K, n_clusters, random_state):
+    "Labels of a grouping beside the one asked for, which alone warns of its kernel"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KernelDegenerateWarning)
+        return cluster(K, n_clusters, random_state=random_state).labels
+
 def _layer_labels(K, reference, random_state):
     "Group one module's adapters alone and align the labels; −1 where an adapter lacks the module"
     here = (K.diagonal() > 0).numpy()
     out = np.full(len(K), -1)
-    if here.any(): out[here] = _aligned(cluster(K[here][:, here], len(set(reference[here])), random_state=random_state).labels, reference[here])
+    if here.any(): out[here] = _aligned(_labels(K[here][:, here], len(set(reference[here])), random_state), reference[here])
     return out
 
 # %% ../nbs/04_cluster_merge.ipynb #dede5f02
@@ -539,7 +544,7 @@ class SharedInitWarning(UserWarning):
 
 def _warn_shared_init(loras, n_clusters, random_state, kernel="projection", weighted=None):
     left, right = (similarity(loras, kernel, s, weighted) for s in ("left", "right"))
-    l, r = (cluster(s, n_clusters, random_state=random_state).labels for s in (left, right))
+    l, r = (_labels(s, n_clusters, random_state) for s in (left, right))
     same_l, same_r, K = np.equal.outer(l, l), np.equal.outer(r, r), right.joint.numpy()
     only_r, only_l = same_r & ~same_l, same_l & ~same_r
     if adjusted_rand_score(l, r) < 0.5 and only_r.any() and only_l.any() and K[only_r].mean() > K[only_l].mean():
