@@ -46,8 +46,8 @@ def _check_shapes(name, updates, loras):
                          f"these adapters are for different base models ({a.arch}, {b.arch})")
 
 def compare(
-    a:LoRA,
-    b:LoRA,
+    a:LoRA, # an adapter
+    b:LoRA, # another of the same base model
     kernel:str="projection", # any kernel name of `gram`
     side:str="left", # "left" (outputs), "right" (inputs) or "both"
     grid:bool=False, # add φ(i, j) = ‖U_a[:, :i]ᵀ U_b[:, :j]‖²_F / min(i, j), a (k, l) tensor a module (Hu et al. 2022, eq. 4)
@@ -117,13 +117,13 @@ def _module_grams(updates, sides, kernel, weighted):
 def _off_diagonal(K): return float((K.sum() - K.diagonal().sum()) / (len(K) * (len(K) - 1)))
 
 def similarity(
-    loras:Sequence[LoRA],
+    loras:Sequence[LoRA], # N adapters of one base model
     kernel:str="projection", # any kernel name of `gram`
     side:str="left", # "left" (outputs), "right" (inputs) or "both" (their mean)
     weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights, which is "projection"
     modules:Mapping[str, float]|None=None, # module → weight; default: all modules, weight 1
     across_layers:bool=False, # one matrix over all pairs of an adapter and a module, instead of one a module
-    progress:bool=False,
+    progress:bool=False, # show a progress bar
 )->Similarity:
     "Kernel matrix of all pairs, per module and joint"
     loras = list(loras)
@@ -190,7 +190,7 @@ def cluster(
     side:str="left", # of adapters: "left" (outputs), "right" (inputs) or "both"
     normalized:bool=True, # spectral: D^(-1/2) K D^(-1/2), or the source's L = D − K
     max_clusters:int|None=None, # of "auto"; default: N − 1, at most 32
-    random_state:int=0,
+    random_state:int=0, # of the starts of k-means
     **options, # of `GrassmannKMeans`: centers, init, assign, kernel, batch_size, n_init, max_iter
 )->Clusters:
     "Group adapters, or the rows of a kernel matrix"
@@ -393,8 +393,8 @@ def mean_lora(
     method:str="svd", # "svd", "cat", "karcher" or "chordal"; or a rule of `merge`, with its own defaults
     rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
-    name:str="mean",
-    progress:bool=False,
+    name:str="mean", # of the adapter made
+    progress:bool=False, # show a progress bar
     only:Mapping[str, Sequence[bool]]|None=None, # module → which of the adapters take part there (N,); default: all
 )->Merged:
     "The mean of several adapters"
@@ -496,13 +496,13 @@ def cluster_merge(
     clustering:str="spectral", # a method of `cluster`
     side:str="left", # subspaces compared: "left" (outputs), "right" (inputs) or "both"
     weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights
-    kernel:str="projection",
+    kernel:str="projection", # a name of `KERNELS`, as `similarity` has it
     rank:int|None=None, # of the means; default: the largest of the members'
     weights:Sequence[float]|str|None=None, # of the members in their mean, (N,); default uniform; "agreement": by mean cosine with the others, per module
     per_layer:bool=False, # build each module of the means from the module's own groups, aligned with the joint ones
     rescale:str="none", # "norm": means as long as their members
-    random_state:int=0,
-    progress:bool=False,
+    random_state:int=0, # of the starts of k-means
+    progress:bool=False, # show progress bars
 )->ClusterMerge:
     "Group adapters and put one mean adapter in the place of each group"
     called = {name: value for name, value in locals().items() if name not in ("loras", "progress")}

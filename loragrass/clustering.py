@@ -179,7 +179,7 @@ def cluster_kernel(
     method:str="spectral", # "agglomerative" (average linkage), "kernel_kmeans", or "hdbscan" (finds its own number; its noise stands alone)
     normalized:bool=True, # spectral: D^(-1/2) K D^(-1/2), or L = D − K
     max_clusters:int|None=None, # of "auto", 2 or more; default: N − 1, at most 32
-    random_state:int=0,
+    random_state:int=0, # of the starts of k-means and of the shuffles of "auto"
 )->Clusters:
     "Group the rows of a kernel matrix; the number of groups by silhouette (Rousseeuw 1987)"
     K = np.asarray(_numbers(K))

@@ -298,7 +298,7 @@ def _parts(reading, raw, names, recipe):
 
 # %% ../nbs/03c_formats.ipynb #58da7e46
 def difference(
-    a:LoRAUpdate,
+    a:LoRAUpdate, # an update
     b:LoRAUpdate, # of the same size
 )->float: # 0 for the same update in another gauge
     "‖ΔWa − ΔWb‖ (Frobenius), from the factors"

@@ -128,6 +128,7 @@ def _lokr(**tensors):
 
 # %% ../nbs/03b_kinds.ipynb #1a7152df
 class Reader(NamedTuple):
+    "How the tensors of one kind of update become its two factors"
     size:Callable # shapes by role → Size; ValueError when they do not fit
     build:Callable # tensors by role → up (m, r), down (r, n)
     needs:tuple=("down", "up") # roles without which there is no update; a|b: either
@@ -183,7 +184,7 @@ class Scales(NamedTuple):
 
     def of(self,
         module:str, # canonical
-        kind:str,
+        kind:str, # a key of `READERS`
         rank:int, # of its tensors
     )->float|None: # None if nothing says it
         "Rules 2 and 3, and the caller's word"
@@ -193,14 +194,25 @@ class Scales(NamedTuple):
             if kind != "mlx" and config: return config_scale(config, name, kind, rank, self.tick)
         return self.scale if self.scale is not None else self.alpha / rank if self.alpha is not None else None
 
-def config_scale(config, name, kind, rank, tick=lambda: None):
-    "Rule 2"
+def config_scale(
+    config:Mapping, # of adapter_config.json
+    name:str, # of the module, as the config says it
+    kind:str, # a key of `READERS`
+    rank:int, # of the module's tensors
+    tick:Callable=lambda: None, # called before each match of a pattern
+)->float:
+    "Rule 2: α/r, or α/√r (rsLoRA, Kalajdzievski 2023)"
     if kind == "vera": return 1.0
     alpha = by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", config.get("alpha", 8)), tick)
     if kind == "adalora": return alpha / (rank + 1e-5) # PEFT divides by ranknum + 1e-5
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
-def by_pattern(patterns, name, default, tick=lambda: None):
+def by_pattern(
+    patterns:Mapping|None, # regular expression → value
+    name:str, # of a module
+    default, # where none matches
+    tick:Callable=lambda: None, # called before each match
+):
     "The first pattern that matches the end of a module's name, as PEFT reads `rank_pattern` and `alpha_pattern`"
     for pattern, value in (patterns or {}).items():
         tick()
@@ -208,7 +220,10 @@ def by_pattern(patterns, name, default, tick=lambda: None):
     return default
 
 @lru_cache(100_000)
-def pattern_of(pattern):
+def pattern_of(
+    pattern:str, # of a config
+)->re.Pattern:
+    "A pattern as PEFT compiles it; ValueError for one that could take for ever to match"
     if len(re.findall(r"(?<!\()[*+?{]", pattern)) > 3 or re.search(r"\)[*+?{]|\\\d", pattern):
         raise ValueError(f"the pattern {pattern[:60]!r} could take for ever to match; write it with fewer repetitions")
     return re.compile(rf"(.*\.)?({pattern})$")
@@ -243,7 +258,10 @@ def check_config(
         try: pattern_of(pattern)
         except (ValueError, re.error, RecursionError, OverflowError) as e: fail(str(e), "E14")
 
-def header_configs(metadata, fail):
+def header_configs(
+    metadata:Mapping[str, str], # of the header
+    fail:Callable, # (text, code) → raises
+)->dict[str, dict]:
     "`lora_adapter_metadata` of the header → component → config"
     try: flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except (ValueError, RecursionError) as e: fail(f"lora_adapter_metadata of the header is not valid JSON ({str(e)[:100]}), so the scale cannot be known. Save the adapter anew with diffusers", "E11")

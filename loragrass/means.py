@@ -34,7 +34,7 @@ def karcher_median(
     X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ)
     weights=None, # (N,) or (N, ...), normalised to sum 1
     tol:float|None=None, # on the norm of the gradient; None: 1e-8, in float32 1e-4
-    max_iter:int=1000,
+    max_iter:int=1000, # Weiszfeld steps
     k:int|None=None, # dimension of the median; None: that of the points
 )->KarcherMedian:
     "The subspace with the least mean geodesic distance, by Weiszfeld's iteration from the chordal mean"

@@ -41,9 +41,9 @@ def merge(
     method:str="svd", # a row of `RULES`
     rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut (rank Σr at most)
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
-    name:str="merged",
+    name:str="merged", # of the adapter made
     random_state:int=0, # of rules that draw: "dare", "dare_ties", "lego"
-    progress:bool=False,
+    progress:bool=False, # show a progress bar
     only:Mapping[str, Sequence[bool]]|None=None, # module → which of the adapters take part there (N,); default: all
     **options, # of the rule: density, coordinates, beta, count; see where it is defined
 )->Merged:

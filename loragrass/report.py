@@ -66,7 +66,7 @@ def plot_gram(
     what:ClusterMerge|Similarity|torch.Tensor|np.ndarray, # a result, or a kernel matrix (N, N)
     labels:Sequence|None=None, # (N,) group of each adapter, numbers or names; default: the result's
     chance:float|None=None, # similarity of random subspaces, for a line on the colour bar
-    ax:Axes|None=None,
+    ax:Axes|None=None, # where to draw; default: a new figure
 )->Axes:
     "Similarity of all pairs, sorted by group"
     K, names, groups, group_names, _ = _parts(what, labels)
@@ -101,7 +101,7 @@ def _plane(K):
 def plot_map(
     what:ClusterMerge|Similarity|torch.Tensor|np.ndarray, # a result, or a kernel matrix (N, N)
     labels:Sequence|None=None, # (N,) group of each adapter, numbers or names; default: the result's
-    ax:Axes|None=None,
+    ax:Axes|None=None, # where to draw; default: a new figure
 )->Axes:
     "The adapters in a plane, by their similarities; a result's medoids are ringed"
     K, names, groups, group_names, medoids = _parts(what, labels)
@@ -126,10 +126,10 @@ def _random_angles(n, k, l, draws=200):
 
 # %% ../nbs/08_report.ipynb #cb95eec4
 def plot_angles(
-    a:LoRA,
-    b:LoRA,
+    a:LoRA, # an adapter
+    b:LoRA, # another of the same base model
     side:str="left", # "left" (outputs) or "right" (inputs)
-    ax:Axes|None=None,
+    ax:Axes|None=None, # where to draw; default: a new figure
 )->Axes:
     "Principal angles of the modules of two adapters, beside those of random subspaces"
     if side not in ("left", "right"): raise ValueError(f"side {side!r}: expected 'left' (outputs) or 'right' (inputs)")
@@ -155,7 +155,7 @@ def plot_angles(
 # %% ../nbs/08_report.ipynb #e99fd09a
 def plot_silhouettes(
     what:ClusterMerge|Clusters, # found with n_clusters="auto"
-    ax:Axes|None=None,
+    ax:Axes|None=None, # where to draw; default: a new figure
 )->Axes:
     "Silhouette of each number of groups, and what chance reaches"
     found = what.clusters_ if isinstance(what, ClusterMerge) else what
@@ -171,11 +171,11 @@ def plot_silhouettes(
 
 # %% ../nbs/08_report.ipynb #986b5fa9
 def score_groups(
-    result:ClusterMerge,
+    result:ClusterMerge, # groups and their means
     loras:Sequence[LoRA], # as they were given to `cluster_merge`
     score:Callable[[LoRA|None, str], float], # (adapter, task) → score, higher is better; None is the base alone
     tasks:Iterable[str], # (N,) what each adapter was trained for
-    progress:bool=False,
+    progress:bool=False, # show a progress bar
 )->pd.DataFrame: # one row a group and task of its members
     "Scores of the members, of their mean, of the base alone and of all adapters in one"
     tasks, rows = list(tasks), []
@@ -192,7 +192,7 @@ def score_groups(
 # %% ../nbs/08_report.ipynb #b36c0f37
 def plot_scores(
     scores:pd.DataFrame, # from `score_groups`
-    ax:Axes|None=None,
+    ax:Axes|None=None, # where to draw; default: a new figure
 )->Axes:
     "Each group's mean against its members, the base alone and all in one"
     ax, y = _axes(ax, _height(len(scores))), np.arange(len(scores))
@@ -372,9 +372,9 @@ def _number(x, digits=2): return "–" if pd.isna(x) else f"{x:.{digits}f}"
 
 # %% ../nbs/08_report.ipynb #80ac97d0
 def html_report(
-    result:ClusterMerge,
+    result:ClusterMerge, # groups and their means
     path:str|Path, # file to write; an older one is replaced, whole or not at all
-    title:str="Adapters in groups",
+    title:str="Adapters in groups", # of the page
     scores:pd.DataFrame|None=None, # from `score_groups`
     parameters:Mapping[str, object]|None=None, # what else is needed to do it again: the command, the seed, …
     notes:Sequence[str]=(), # what else a reader should know: files that were skipped, …

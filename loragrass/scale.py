@@ -160,7 +160,7 @@ class SubspaceIndex:
         n_clusters:int|str="auto", # or the number of groups
         sample:int=2000, # points compared in all pairs
         refine:int=2, # rounds of assignment and chordal means on the sample
-        random_state:int=0,
+        random_state:int=0, # of the sample and of the starts of k-means
     )->Groups:
         "Spectral clustering of a sample, chordal refinement, then every point to its nearest centre"
         if not len(self): raise ValueError("the index is empty: add points first")

@@ -120,7 +120,7 @@ def search_combinations(
     budget:int=1000, # scores computed in this call; exhaustive refuses if it needs more
     width:int=4, # of the beam
     state:str|Path|None=None, # file of the scores so far: read if it is there, added to as they come
-    progress:bool=False,
+    progress:bool=False, # show a progress bar
 )->Combinations:
     "Search the k^M adapters that take each module from one of k means"
     means, modules = list(layer_means), list(dict.fromkeys(itertools.chain.from_iterable(layer_means)))
@@ -181,7 +181,7 @@ def _overlap(X, Y): # X (..., n, r) any columns, Y (n, l) orthonormal
     return (M * P).sum((-2, -1)) / math.sqrt(r * Y.shape[1])
 
 def kernel_penalty(
-    reference:LoRA,
+    reference:LoRA, # the adapter to stay near
     strength:float=1.0, # λ
     side:str="left", # "left" (outputs), "right" (inputs) or "both" (their mean)
 )->Callable[[Mapping], Tensor]: # a function of module → anything with `up` (..., m, r) and `down` (..., r, n): the penalty (...), to be added to a loss

@@ -150,7 +150,7 @@ _WRITERS = {"kohya": _kohya, "diffusers": _diffusers, "bfl": _bfl, "peft": _peft
 _HOME = {"onetrainer": "kohya", "lycoris": "kohya", "mlx": "peft"} # what is read and not written goes here
 
 def home_format(
-    lora:LoRA,
+    lora:LoRA, # an adapter
 )->str: # kohya | diffusers | bfl | peft
     "The format that an adapter came from, or the one where its names belong"
     word = (lora.format or "bare").partition(" ")[0]
@@ -198,7 +198,7 @@ class Saved(NamedTuple):
     left_out:list # keys of `.passthrough` that the format has no place for
 
 def save(
-    lora:LoRA,
+    lora:LoRA, # the adapter to write
     path:str|Path, # a `.safetensors` file; for PEFT a folder
     format:str|None=None, # kohya | diffusers | bfl | peft; default: the one it came from
     dtype:torch.dtype|None=None, # of the file; default: the one of the factors, float16 if they have 8 bits, float32 if they differ
@@ -296,7 +296,7 @@ class Resized(NamedTuple):
     rel_errors:dict # the same, module by module
 
 def resize(
-    lora:LoRA,
+    lora:LoRA, # the adapter to make smaller
     rank:int|None=None, # at most this many directions a module
     energy:float|None=None, # or as few as hold this share of a module's squared norm, in (0, 1]
 )->Resized:
