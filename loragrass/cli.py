@@ -113,7 +113,7 @@ def main(
     version:Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")]=False,
     drop_bad:Annotated[bool, typer.Option("--drop-bad", rich_help_panel=_READING, help="Leave modules with NaN out.")]=False,
     ignore_magnitude:Annotated[bool, typer.Option("--ignore-magnitude", rich_help_panel=_READING, help="Read DoRA as plain LoRA, which changes it.")]=False,
-    approx_rank:Annotated[int|None, typer.Option(rich_help_panel=_READING, help="Approximate what is not low rank (LoKr, LoHa) by this rank.")]=None,
+    approx_rank:Annotated[int|None, typer.Option(min=1, rich_help_panel=_READING, help="Approximate what is not low rank (LoKr, LoHa) by this rank.")]=None,
     alpha:Annotated[float|None, typer.Option(rich_help_panel=_READING, help="Scale alpha / rank, where a file names no scale.")]=None,
     scale:Annotated[float|None, typer.Option(rich_help_panel=_READING, help="Scale, where a file names none.")]=None,
     limit:Annotated[list[str]|None, typer.Option(metavar="NAME=N", rich_help_panel=_READING, help="Raise a limit that a refusal names: rank=8192. May be repeated.")]=None,
@@ -213,7 +213,7 @@ def _not_compared(frame, a, b)->str:
     return f"no update to compare: {' and '.join(zero) or 'where one adapter has an update, the other'} is zero"
 
 # %% ../nbs/09_cli.ipynb #6c5f4f10
-DTYPES, FORMATS = ("float32", "float16", "bfloat16"), ("kohya", "diffusers", "peft")
+DTYPES, FORMATS = ("float32", "float16", "bfloat16"), ("kohya", "diffusers", "peft", "bfl")
 
 def _one_of(known, **options):
     "Refuse what the command does not know; None is the default"
