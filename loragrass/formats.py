@@ -148,6 +148,7 @@ class _Reading:
         self.recipes:dict[str, _Recipe] = {}
         self.namings, self.kinds = Counter(), Counter() # what the recipes came from
         self.untold:list[str] = [] # modules whose scale nothing tells
+        self.other:list[str] = [] # modules whose config tells another rank than their tensors
         self.issues:list[Issue] = []
 
     def fail(self, text, code, key=None): raise LoRAFormatError(text, self.path, key, code)
@@ -318,12 +319,12 @@ def _remarks(lora, reading)->Iterator[Issue]:
     if kept: yield Issue("W6", kept[0], f"keys skipped: {len(kept)} are no low-rank update and are kept in .passthrough, first {', '.join(kept[:3])}")
     if dropped: yield Issue("W6", "", f"metadata dropped: {', '.join(dropped)[:200]}, of over {reading.file.limits['metadata']:,} characters; limits={{'metadata': …}} keeps them")
     if reading.kinds["vera"]: yield Issue("W6", "", "VeRA does not store how wide a module's input is: the widest is assumed for all")
-    if odd := next((m for m, r in lora.updates.recipes.items() if _other_rank(reading, m, r)), None):
+    for odd in reading.other[:1]:
         yield Issue("E6", odd, f"{odd}: the config names another rank than the tensors have; theirs counts. PEFT cannot load this adapter")
 
-def _other_rank(reading, module, recipe):
+def _other_rank(reading, path, recipe):
     config = reading.config
-    return recipe.kind == "lora" and "r" in config and by_pattern(config.get("rank_pattern"), module, config["r"], reading.tick) != recipe.rank
+    return recipe.kind == "lora" and "r" in config and by_pattern(config.get("rank_pattern"), path, config["r"], reading.tick) != recipe.rank
 
 # %% ../nbs/03c_formats.ipynb #a9d5de1a
 def _add(reading, raw, roles):
@@ -331,10 +332,12 @@ def _add(reading, raw, roles):
     kind, keys = _kind(reading, raw, roles)
     if kind is None: return
     naming, names = canonical(raw)
-    if _stacked(reading, kind, keys, names[0]): reading.kept += keys.values(); return
+    path = raw.removeprefix("base_model.model.") if naming == "peft" else names[0] # PEFT's patterns are matched with the model's own name
+    if _stacked(reading, kind, keys, path): reading.kept += keys.values(); return
     if magnitude := roles.get(("any", "magnitude")): _refuse_magnitude(reading, raw, magnitude)
     recipe = _recipe(reading, raw, kind, keys)
-    recipe = recipe._replace(scale=_scale(reading, raw, names[0], naming, recipe, roles))
+    if _other_rank(reading, path, recipe): reading.other.append(names[0])
+    recipe = recipe._replace(scale=_scale(reading, raw, path, naming, recipe, roles))
     for name, part in zip(names, _parts(reading, raw, names, recipe)): _put(reading, raw, name, part)
     reading.namings[naming] += len(roles); reading.kinds[kind] += 1
 

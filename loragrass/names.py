@@ -143,7 +143,7 @@ _NAMINGS = [ # naming system, prefix, (rest, match) → canonical name or names
     ("kohya", r"lora_te([123]?)_", lambda rest, m: _encoder(_TE[m[1]], dotted(rest))),
     ("onetrainer", r"lora_transformer_", lambda rest, m: _component(dotted(rest) or "")),
     ("lycoris", r"lycoris_", lambda rest, m: _component(dotted(rest) or "")),
-    ("peft", r"base_model\.model\.", lambda rest, m: rest),
+    ("peft", r"base_model\.model\.", lambda rest, m: _component(rest) or rest),
     ("comfy", r"text_encoders\.(clip_l|clip_g|t5xxl)\.transformer\.", lambda rest, m: _encoder(_TE[m[1]], rest)),
     ("bfl", r"diffusion_model\.", lambda rest, m: _kohya_unet(rest.replace(".", "_"))),
     ("bfl", r"(?=(?:double|single)_blocks\.)", lambda rest, m: _from_fused(rest.replace(".", "_"))),

@@ -16,7 +16,7 @@ import torch
 from .formats import difference, load
 from .kinds import parse_key
 from .lora_io import DTYPES, LoRA, LoRAUpdate
-from .names import FUSED, bfl_modules, kohya_modules, point_kernel
+from .names import FUSED, bfl_modules, canonical, kohya_modules, point_kernel
 
 # %% ../nbs/03d_writers.ipynb #67058529
 def _factors(u, dtype, stated):
@@ -119,8 +119,9 @@ def _peft(lora, updates, dtype, ragged):
     source, components = lora.config or {}, {m.partition(".")[0] for m in updates}
     if odd := next((m for m in updates if re.match(r"lora_|lycoris_|diffusion_model\.", m)), None):
         raise ValueError(f"{odd} is no module's path in a model, so PEFT cannot find it; save the adapter in the format that it came from, {home_format(lora)}")
-    # a language model may have a module `transformer` itself
-    if components <= {"unet", "text_encoder", "text_encoder_2", "text_encoder_3"} | ({"transformer"} if home_format(lora) != "peft" else set()):
+    if home_format(lora) == "peft": # a language model may have a module `transformer` itself
+        updates = {rest if canonical(f"base_model.model.{(rest := m.partition('.')[2])}")[1] == [m] else m: u for m, u in updates.items()}
+    elif components <= {"unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"}:
         if len(components) > 1:
             raise ValueError(f"a PEFT folder is for one model, and this adapter changes {', '.join(sorted(components))}; save it as kohya or diffusers")
         updates = {m.partition(".")[2]: u for m, u in updates.items()}

@@ -229,6 +229,23 @@ def test_peft_applies_what_we_write_for_a_transformer_of_diffusers(tmp_path, pip
     lg.save(lora, tmp_path/"a", format="peft")
     close(peft_deltas(copy.deepcopy(pipes["flux"].transformer), tmp_path/"a"), {m.removeprefix("transformer."): u.dense() for m, u in lora.items()})
 
+@pytest.mark.parametrize("model, part", [("sd15", "unet"), ("flux", "transformer")])
+def test_a_peft_folder_of_a_part_of_a_pipeline_has_the_names_of_its_files(tmp_path, pipes, model, part):
+    base = getattr(pipes[model], part)
+    blocks = "^down_blocks.0" if part == "unet" else "^transformer_blocks.0"
+    tuned = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=2, lora_alpha=3, target_modules=r".*blocks.*to_q",
+        rank_pattern={rf"{blocks}\..*": 3}, alpha_pattern={rf"{blocks}\..*": 7}))
+    for name, p in tuned.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(p)
+    tuned.save_pretrained(tmp_path/"theirs")
+    applied, lora = peft_deltas(copy.deepcopy(base), tmp_path/"theirs"), quiet(tmp_path/"theirs")
+    assert not lora.issues and {u.rank for u in lora.values()} == {2, 3}
+    close({m: u.dense() for m, u in lora.items()}, {f"{part}.{m}": d for m, d in applied.items()})
+    lg.save(lora, tmp_path/"ours")
+    close(peft_deltas(copy.deepcopy(base), tmp_path/"ours"), applied)
+    lg.save(lora, tmp_path/"a.safetensors", format="diffusers")
+    close(diffusers_deltas(pipes[model], tmp_path/"a.safetensors"), {m: u.dense() for m, u in lora.items()})
+
 def test_diffusers_reads_the_original_names_of_sdxl(tmp_path, pipes):
     shapes = {m: s for m, s in canonical_modules(pipes["sdxl"]).items() if m.startswith("unet.")}
     lora = random_lora(shapes, (3,), format="kohya", arch="sdxl")
