@@ -1,5 +1,5 @@
 "What every benchmark here shares: interleaved medians, ratios, peak memory, and the line that says on what they were measured"
-import importlib, importlib.metadata as md, platform, statistics, sys, threading, time, types
+import ctypes, gc, importlib, importlib.metadata as md, platform, statistics, sys, threading, time, types
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -20,6 +20,7 @@ def peak_mb(fn)->float: # MB over the start
     "Peak resident memory while `fn` runs, sampled every 2 ms"
     def rss():
         with open("/proc/self/statm") as f: return int(f.read().split()[1]) * 4096 / 1e6
+    gc.collect(); ctypes.CDLL(None).malloc_trim(0) # what earlier work has freed would hide what this takes
     start, peak, done = rss(), [0.0], threading.Event()
     def watch():
         while not done.wait(0.002): peak[0] = max(peak[0], rss())

@@ -61,10 +61,10 @@ def methods(Y):
     else: print("UQpy: install it with --no-deps, for it pins torch 2.2")
     return fns
 
-def one_mean(name, size, repeats=3):
+def one_mean(name, size):
     Y = points(size)
     fns, ours = methods(Y), karcher_mean(Y)
-    times, rows = medians(fns, repeats), []
+    times, rows = medians(fns), []
     for who, t in times.items():
         x = torch.as_tensor(fns[who]())
         rows.append({"by": who, "CPU ms": 1e3 * t, "× ours": t / times["karcher_mean"], "gradient left": float(GR.logmap(x, Y).mean(0).norm()),

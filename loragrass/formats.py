@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from .kinds import READERS, Scales, approximate, by_pattern, check_config, header_configs, parse_key
 from .lora_io import LIMITS, Issue, LoRA, LoRACollection, LoRAFormatError, LoRAUpdate, TensorFile
-from .names import canonical, guess_arch, kernel_of, split_rows
+from .names import canonical, guess_arch, kernel_of, point_kernel, split_rows
 
 # %% ../nbs/03c_formats.ipynb #7670f872
 class _Recipe(NamedTuple):
@@ -282,8 +282,7 @@ def _put(reading, raw, name, recipe):
 def _unflattened(recipe, name, arch):
     "LoHa and LoKr store the kernel of a convolution flat: the name of the module gives its weight the shape back"
     if recipe.kind not in ("loha", "lokr") or len(recipe.weight_shape) != 2: return recipe
-    one = r"^unet\..*\.conv_shortcut$" + (r"|^unet\..*\.proj_(?:in|out)$" if arch in ("sd15", "unknown") else "") # linear from SD 2 on
-    kernel = kernel_of(name) or ((1, 1) if re.search(one, name) else ())
+    kernel = kernel_of(name) or point_kernel(name, arch)
     if not kernel or recipe.n % math.prod(kernel): return recipe
     return recipe._replace(weight_shape=(recipe.m, recipe.n // math.prod(kernel), *kernel))
 
