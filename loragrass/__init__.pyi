@@ -10,7 +10,7 @@ from .means import flag_mean as flag_mean, karcher_median as karcher_median, pri
 from .clustering import KernelKMeans as KernelKMeans, GrassmannKMeans as GrassmannKMeans
 from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatError as LoRAFormatError, LoRAUpdate as LoRAUpdate
 from .formats import load as load, load_all as load_all
-from .tables import load_lora_dataset as load_lora_dataset
+from .lora_datasets import load_lora_dataset as load_lora_dataset
 from .writers import resize as resize, save as save
 from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
 from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge, mean_lora as mean_lora

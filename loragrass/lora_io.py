@@ -83,7 +83,7 @@ class LoRAUpdate:
 # %% ../nbs/03_lora_io.ipynb #36fde54a
 class Issue(NamedTuple):
     "Something about an adapter that its user should know"
-    code:str # E15, W1 … W6: see `03c_formats`
+    code:str # E15, W1 … W6: see `03d_formats`
     key:str # module or tensor that it is about, or ""
     text:str
 
@@ -93,7 +93,7 @@ def _printable(text): return text.encode(errors="backslashreplace").decode() # t
 class LoRA(Mapping[str, LoRAUpdate]):
     "One adapter: module name → `LoRAUpdate`"
     def __init__(self,
-        updates:Mapping[str, LoRAUpdate], # by canonical module name; may read from disk when asked (see `03c_formats`)
+        updates:Mapping[str, LoRAUpdate], # by canonical module name; may read from disk when asked (see `03d_formats`)
         name:str="", # for people; a file's stem
         path:str|Path|None=None, # where it was read
         format:str|None=None, # kohya | diffusers | peft | …; what `save` goes back to

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import save, save_file
 
 import loragrass as lg
-from loragrass.kinds import READERS, parse_key
+from loragrass.factors import READERS, parse_key
 from loragrass.lora_io import TensorFile
-from loragrass.names import canonical, kohya_modules, split_rows
+from loragrass.module_names import canonical, kohya_modules, split_rows
 from lora_files import LISTS, MAPS, PEFT_TYPES, adapter, kohya, peft_folder, tensors
 
 NAME = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

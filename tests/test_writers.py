@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 import loragrass as lg
 from loragrass import writers
-from loragrass.kinds import parse_key
+from loragrass.factors import parse_key
 from loragrass.lora_io import TensorFile
 from lora_files import LISTS, kohya
 from test_formats import NAME, quiet

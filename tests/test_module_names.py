@@ -1,8 +1,8 @@
 "Which model a file is for, and that its names lead back to it"
 import pytest
 
-from loragrass.kinds import parse_key
-from loragrass.names import bfl_modules, canonical, guess_arch, kohya_modules, split_rows
+from loragrass.factors import parse_key
+from loragrass.module_names import bfl_modules, canonical, guess_arch, kohya_modules, split_rows
 from lora_files import LISTS
 
 def shapes(raw, m=3072, n=3072):
