@@ -16,13 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from geoopt import ManifoldParameter, ManifoldTensor
-from geoopt.manifolds.base import Manifold
-from geoopt.optim import RiemannianSGD
-from geoopt.utils import size2shape
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .plucker import _basis, _outside, _pair, _same_space, principal_angles
+
+with warnings.catch_warnings(): # geoopt still uses torch.jit.script
+    warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)
+    from geoopt import ManifoldParameter, ManifoldTensor
+    from geoopt.manifolds.base import Manifold
+    from geoopt.optim import RiemannianSGD
+    from geoopt.utils import size2shape
 
 # %% ../nbs/02_karcher.ipynb #5c3a9cae
 class _Spectral(torch.autograd.Function):
