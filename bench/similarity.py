@@ -9,7 +9,7 @@ from loragrass.karcher import GrassmannExact
 from loragrass.kernels import gram
 from loragrass.lora_io import LoRA, LoRAUpdate
 from loragrass.plucker import orthonormalize
-from loragrass.scale import SubspaceIndex
+from loragrass.subspace_index import SubspaceIndex
 from sklearn.metrics import adjusted_rand_score
 
 def seconds(fn):

@@ -17,7 +17,7 @@ from .cluster_merge import compare as compare, similarity as similarity, cluster
 from .cluster_merge import layer_means as layer_means
 from .merging import merge as merge
 from .selection import kernel_penalty as kernel_penalty, representatives as representatives, search_combinations as search_combinations
-from .scale import SubspaceIndex as SubspaceIndex
+from .subspace_index import SubspaceIndex as SubspaceIndex
 from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency
 from .features import Information as Information, Norms as Norms, Flat as Flat
 from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles

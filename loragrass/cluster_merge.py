@@ -205,7 +205,7 @@ def cluster(
     return found
 
 def _cluster_sample(loras, n_clusters, method, side, random_state):
-    from loragrass.scale import SubspaceIndex # the next pages need this one
+    from loragrass.subspace_index import SubspaceIndex # the next pages need this one
     if method != "spectral": raise ValueError(f"method {method!r} on {len(loras)} adapters: above {LARGE}, a sample is grouped by 'spectral'; or pass similarities")
     return Clusters(_first_seen(SubspaceIndex(side=side).add(loras).cluster(n_clusters, random_state=random_state).labels))
 

@@ -4,7 +4,7 @@ import torch
 from loragrass.cluster_merge import similarity
 from loragrass.lora_io import LoRA, LoRAUpdate
 from loragrass.plucker import orthonormalize
-from loragrass.scale import SubspaceIndex
+from loragrass.subspace_index import SubspaceIndex
 
 def adapter(seed, modules=("a", "b"), r=2, n=9):
     g = torch.Generator().manual_seed(seed)
