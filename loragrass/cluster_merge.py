@@ -17,14 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .clustering import Clusters, GrassmannKMeans, _first_seen, cluster_kernel
+from .clustering import Clusters, GrassmannKMeans, cluster_kernel, first_seen, rand_index, regrouped, sees_otherwise
 from .karcher import NonUniqueMeanWarning, chordal_mean, karcher_mean
-from .kernels import KERNELS, KernelDegenerateWarning, KernelHealth, gram, kernel_health
+from .kernels import KERNELS, KernelHealth, gram, kernel_health
 from .lora_io import LoRA
 from .plucker import plucker_inner_product, principal_angles
 
@@ -180,7 +178,7 @@ def _kmeans(loras, sim, n_clusters, random_state=0, **options):
     if not here.any(): return found
     model = GrassmannKMeans(len(set(found.labels[here])), random_state=random_state, **options)
     labels[here] = model.fit_predict(subspaces([lora for lora, h in zip(loras, here) if h], sim.side))
-    return replace(found, labels=_first_seen(labels))
+    return replace(found, labels=first_seen(labels))
 
 # %% ../nbs/04_cluster_merge.ipynb #ed5a8ba1
 def cluster(
@@ -207,7 +205,7 @@ def cluster(
 def _cluster_sample(loras, n_clusters, method, side, random_state):
     from loragrass.subspace_index import SubspaceIndex # the next pages need this one
     if method != "spectral": raise ValueError(f"method {method!r} on {len(loras)} adapters: above {LARGE}, a sample is grouped by 'spectral'; or pass similarities")
-    return Clusters(_first_seen(SubspaceIndex(side=side).add(loras).cluster(n_clusters, random_state=random_state).labels))
+    return Clusters(first_seen(SubspaceIndex(side=side).add(loras).cluster(n_clusters, random_state=random_state).labels))
 
 # %% ../nbs/04_cluster_merge.ipynb #946a11ed
 class _Cores(NamedTuple):
@@ -407,14 +405,6 @@ def mean_lora(
     return merge(loras, weights, method, rank, rescale, name, progress=progress, only=only)
 
 # %% ../nbs/04_cluster_merge.ipynb #dc0a61ed
-def _aligned(labels, reference):
-    "Rename labels by the assignment of largest overlap with the reference"
-    k = max(labels.max(), reference.max()) + 1
-    overlap = np.zeros((k, k), int)
-    np.add.at(overlap, (labels, reference), 1)
-    rows, columns = linear_sum_assignment(-overlap)
-    return columns[labels] if (rows == np.arange(k)).all() else labels
-
 @dataclass(frozen=True)
 class ClusterMerge:
     "Groups of adapters and the one that stands for each"
@@ -434,14 +424,14 @@ class ClusterMerge:
     @property
     def agreement_(self)->pd.Series:
         "Adjusted Rand index of each module's own grouping with the joint one"
-        scores = [_rand(self.labels_, row) for row in self.layer_labels_.to_numpy()]
+        scores = [rand_index(self.labels_, row) for row in self.layer_labels_.to_numpy()]
         return pd.Series(scores, self.layer_labels_.index, name="agreement")
 
     @property
     def layer_agreement_(self)->pd.DataFrame: # module × module
         "Adjusted Rand index of the groupings of each two modules"
         rows, names = self.layer_labels_.to_numpy(), self.layer_labels_.index
-        return pd.DataFrame([[_rand(a, b) for b in rows] for a in rows], names, names)
+        return pd.DataFrame([[rand_index(a, b) for b in rows] for a in rows], names, names)
 
     def summary(self)->pd.DataFrame: # one row a group
         "Group, members (and, where layers have groups of their own, how many take part in a module, on average), medoid, similarity inside and outside, cosine of the updates, rank of the mean, its error and energy"
@@ -457,11 +447,6 @@ class ClusterMerge:
         return pd.DataFrame(rows).set_index("group")
 
     def __repr__(self): return f"ClusterMerge: {len(self.labels_)} adapters in {len(self.means_)} group{'s' * (len(self.means_) > 1)}, means by {self.method}; {self.clusters_.note or '.summary() tells more'}"
-
-def _rand(a, b):
-    "Adjusted Rand index over the adapters that both have labels for"
-    both = (a >= 0) & (b >= 0)
-    return adjusted_rand_score(a[both], b[both])
 
 # %% ../nbs/04_cluster_merge.ipynb #7483093a
 def layer_means(
@@ -517,7 +502,7 @@ def cluster_merge(
     health = kernel_health(sim.joint, n_clusters=len(groups)) if len(loras) > 2 else None
     if side != "left": _warn_shared_init(loras, len(groups), random_state, kernel, weighted)
     _warn_missing(sim, 3)
-    layers = pd.DataFrame.from_dict({m: _layer_labels(M, labels, random_state) for m, M in sim.modules.items()}, orient="index", columns=sim.names).rename_axis("module")
+    layers = pd.DataFrame.from_dict({m: regrouped(M, labels, random_state) for m, M in sim.modules.items()}, orient="index", columns=sim.names).rename_axis("module")
     options = {"method": method, "rank": rank, "rescale": rescale}
     if per_layer: merged = layer_means(loras, layers, weights=weights, **options)
     else: merged = [mean_lora([loras[i] for i in group], weights if weights is None or isinstance(weights, str) else [weights[int(i)] for i in group], name=f"mean_{g}", **options)
@@ -525,28 +510,12 @@ def cluster_merge(
     _warn_unrelated(merged, 3)
     return ClusterMerge(labels, layers, [m.lora for m in merged], [int(g[K[np.ix_(g, g)].sum(0).argmax()]) for g in groups], merged, sim, found, health, called)
 
-def _labels(K, n_clusters, random_state):
-    "Labels of a grouping beside the one asked for, which alone warns of its kernel"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", KernelDegenerateWarning)
-        return cluster(K, n_clusters, random_state=random_state).labels
-
-def _layer_labels(K, reference, random_state):
-    "Group one module's adapters alone and align the labels; −1 where an adapter lacks the module"
-    here = (K.diagonal() > 0).numpy()
-    out = np.full(len(K), -1)
-    if here.any(): out[here] = _aligned(_labels(K[here][:, here], len(set(reference[here])), random_state), reference[here])
-    return out
-
 # %% ../nbs/04_cluster_merge.ipynb #dede5f02
 class SharedInitWarning(UserWarning):
     "The right subspaces group the adapters by their initial A"
 
 def _warn_shared_init(loras, n_clusters, random_state, kernel="projection", weighted=None):
     left, right = (similarity(loras, kernel, s, weighted) for s in ("left", "right"))
-    l, r = (_labels(s, n_clusters, random_state) for s in (left, right))
-    same_l, same_r, K = np.equal.outer(l, l), np.equal.outer(r, r), right.joint.numpy()
-    only_r, only_l = same_r & ~same_l, same_l & ~same_r
-    if adjusted_rand_score(l, r) < 0.5 and only_r.any() and only_l.any() and K[only_r].mean() > K[only_l].mean():
+    if sees_otherwise(right.joint, left.joint, n_clusters, random_state):
         warnings.warn("shared initial A: the right subspaces group these adapters otherwise than the left ones do, "
                       "as happens when adapters were started from one A; take side='left'", SharedInitWarning, stacklevel=3)
