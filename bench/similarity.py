@@ -3,8 +3,8 @@ import sys, time
 
 import torch
 from common import machine, peak_mb, table
-from loragrass.cluster_merge import similarity
 from loragrass.clustering import GrassmannKMeans, cluster_kernel
+from loragrass.comparing import similarity
 from loragrass.karcher import GrassmannExact
 from loragrass.kernels import gram
 from loragrass.lora_io import LoRA, LoRAUpdate

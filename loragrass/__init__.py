@@ -8,8 +8,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 class _Package(types.ModuleType):
-    "Importing the submodule `cluster_merge` must not hide the function of that name"
+    "Importing the submodule `cluster_merge`, the one that is called like its function, must not hide the function"
     def __setattr__(self, name, value):
-        super().__setattr__(name, getattr(value, name, value) if isinstance(value, types.ModuleType) else value)
+        super().__setattr__(name, value.cluster_merge if name == "cluster_merge" and isinstance(value, types.ModuleType) else value)
 
 sys.modules[__name__].__class__ = _Package

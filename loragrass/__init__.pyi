@@ -13,9 +13,9 @@ from .formats import load as load, load_all as load_all
 from .lora_datasets import load_lora_dataset as load_lora_dataset
 from .writers import resize as resize, save as save
 from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
-from .cluster_merge import compare as compare, similarity as similarity, cluster as cluster, cluster_merge as cluster_merge, mean_lora as mean_lora
-from .cluster_merge import layer_means as layer_means
-from .merging import merge as merge
+from .comparing import compare as compare, similarity as similarity
+from .merging import layer_means as layer_means, mean_lora as mean_lora, merge as merge
+from .cluster_merge import cluster as cluster, cluster_merge as cluster_merge
 from .selection import kernel_penalty as kernel_penalty, representatives as representatives, search_combinations as search_combinations
 from .subspace_index import SubspaceIndex as SubspaceIndex
 from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency

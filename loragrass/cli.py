@@ -335,10 +335,9 @@ def merge(
 
 def _print_groups(result, notes=5):
     "The groups on stdout, what was odd on stderr"
-    from loragrass.report import _cautions
     _table(result.summary().reset_index().to_dict("records"))
     told = list(dict.fromkeys([*filter(None, [result.clusters_.note]), *(note for merged in result.merged_ for note in merged.notes)]))
-    for caution in _cautions(result): _say(f"warning: {caution}")
+    for caution in result.cautions(): _say(f"warning: {caution}")
     for note in told[:notes]: _say(f"note: {note}")
     if len(told) > notes: _say(f"note: … and {len(told) - notes} more of this kind; the report has all")
 

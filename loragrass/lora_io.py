@@ -27,6 +27,13 @@ class ThinSVD(NamedTuple):
     S:Tensor # (k,) descending, all positive
     Vh:Tensor # (k, n) orthonormal rows: input directions
 
+    def basis(self,
+        side:str, # "left" (outputs) or "right" (inputs)
+    )->Tensor: # (m, k) U, or (n, k) V
+        "Orthonormal basis of one side"
+        if side not in ("left", "right"): raise ValueError(f"side {side!r}: expected 'left' (outputs) or 'right' (inputs)")
+        return self.U if side == "left" else self.Vh.mT
+
 # %% ../nbs/03_lora_io.ipynb #70e9aa88
 @dataclass(frozen=True, eq=False)
 class LoRAUpdate:
@@ -53,12 +60,18 @@ class LoRAUpdate:
     @property
     def left(self)->Tensor:
         "(m, k) orthonormal output directions, U"
-        return self.svd().U
+        return self.basis("left")
 
     @property
     def right(self)->Tensor:
         "(n, k) orthonormal input directions, V"
-        return self.svd().Vh.mT
+        return self.basis("right")
+
+    def basis(self,
+        side:str, # "left" (outputs) or "right" (inputs)
+    )->Tensor: # (m, k) or (n, k)
+        "Orthonormal directions of one side"
+        return self.svd().basis(side)
 
     def svd(self,
         rtol:float=1e-5, # singular values at most `rtol` times the largest are rounding, not directions

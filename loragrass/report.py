@@ -24,8 +24,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from .cluster_merge import ClusterMerge, Clusters, Similarity, mean_lora
+from .cluster_merge import ClusterMerge
+from .clustering import Clusters
+from .comparing import Similarity
 from .lora_io import LoRA
+from .merging import mean_lora
 from .plucker import principal_angles
 
 # %% ../nbs/08_report.ipynb #d3d3329f
@@ -349,15 +352,6 @@ def _versions():
     packages = ("loragrass", "torch", "numpy", "scipy", "scikit-learn")
     return ", ".join([f"Python {platform.python_version()}", *(f"{p} {importlib.metadata.version(p)}" for p in packages)])
 
-def _cautions(result):
-    "What a reader must know before the tables"
-    verdict, suffers = result.health_.verdict if result.health_ else "healthy", result.parameters["clustering"] == "grassmann_kmeans"
-    if verdict in ("degenerate", "indefinite") or verdict == "diagonal-dominated" and suffers: # of the methods, Lloyd's steps only are stopped by a heavy diagonal
-        yield f"The kernel matrix is {result.health_.verdict}: see whether members are more alike inside their group than outside before you rely on it."
-    if len(result.means_) == 1 < len(result.labels_): yield "All adapters are in one group: no grouping stands out from chance, or one was asked for."
-    if result.similarity_.side != "left":
-        yield "Subspaces of inputs took part in the comparison: adapters that were started from one A look alike there, whatever they learnt."
-
 def _figures(result):
     "The pictures of a result, with what to see in them"
     yield _svg(lambda ax: plot_map(result, ax=ax), "Map of the adapters"), \
@@ -387,7 +381,7 @@ def html_report(
     drawn = {} if scores is None else {"scores": scores.reset_index().to_dict("records"),
                                        "scores_svg": Markup(_svg(lambda ax: plot_scores(scores, ax=ax), "Scores", _height(len(scores))))}
     page = env.from_string(_PAGE).render(
-        title=title, css=Markup(_CSS), color=lambda g: COLORS[g % len(COLORS)], warnings=list(_cautions(result)), names=names, groups=groups,
+        title=title, css=Markup(_CSS), color=lambda g: COLORS[g % len(COLORS)], warnings=result.cautions(), names=names, groups=groups,
         modules=len(result.layer_labels_), agreement=result.agreement_, figures=[(Markup(svg), caption) for svg, caption in _figures(result)], **drawn,
         notes=[*notes, *dict.fromkeys(note for m in result.merged_ for note in m.notes)],
         parameters={"mean": result.method, "side": result.similarity_.side, "kernel": result.similarity_.kernel, **(parameters or {}), "versions": _versions()})

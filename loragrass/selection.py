@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .cluster_merge import Similarity, similarity
+from .comparing import Similarity, sides_of, similarity
 from .lora_io import LoRA
 
 # %% ../nbs/04e_selection.ipynb #d8dcf7ed
@@ -186,9 +186,7 @@ def kernel_penalty(
     side:str="left", # "left" (outputs), "right" (inputs) or "both" (their mean)
 )->Callable[[Mapping], Tensor]: # a function of module → anything with `up` (..., m, r) and `down` (..., r, n): the penalty (...), to be added to a loss
     "λ (K − 1)² with the normalised projection kernel to a reference, averaged over its modules"
-    sides = ("left", "right") if side == "both" else (side,)
-    if not set(sides) <= {"left", "right"}: raise ValueError(f"side {side!r}: expected 'left', 'right' or 'both'")
-    bases = {(m, s): getattr(u, s) for m, u in reference.items() for s in sides if u.norm() > 0}
+    bases = {(m, s): u.basis(s) for m, u in reference.items() for s in sides_of(side) if u.norm() > 0}
     if not bases: raise ValueError(f"the reference {reference.name} is zero: there is no subspace to stay near")
     def penalty(updates):
         if lacking := [m for m, _ in bases if m not in updates]: raise ValueError(f"no update for {', '.join(lacking)}, which the reference has; leave them out of the reference")

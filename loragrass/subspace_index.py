@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .clustering import cluster_kernel
+from .comparing import sides_of
 from .lora_io import LoRA
 
 # %% ../nbs/04d_subspace_index.ipynb #190f86d0
 def _unit(update, side, weighted):
     "X̃ (n, k) of norm ‖X̃ᵀX̃‖ = 1; no columns for a zero update"
     svd = update.svd()
-    X, w = svd.U if side == "left" else svd.Vh.mT, svd.S if weighted else torch.ones_like(svd.S)
-    return (X * (w / w.norm()).sqrt()).float()
+    w = svd.S if weighted else torch.ones_like(svd.S)
+    return (svd.basis(side) * (w / w.norm()).sqrt()).float()
 
 def _stack(points, n):
     "Points (n, kᵢ) or None → (N, n, k)"
@@ -121,7 +122,7 @@ class SubspaceIndex:
         weighted:bool=True, # weight directions by √S; as `similarity`
         block:int=1024, # points a block
     ):
-        if side not in ("left", "right", "both"): raise ValueError(f"side {side!r}: expected 'left', 'right' or 'both'")
+        sides_of(side) # or an error
         self.side, self.weighted, self.block = side, weighted, block
         self._store = _Memory() if path is None else _Folder(path, side, weighted)
 
@@ -180,7 +181,7 @@ class SubspaceIndex:
 
     def _as_block(self, points):
         if isinstance(points, Tensor): return {"subspace": points.float() / points.shape[2] ** 0.25}
-        return _adapters(list(points), ("left", "right") if self.side == "both" else (self.side,), self.weighted)
+        return _adapters(list(points), sides_of(self.side), self.weighted)
 
 def _take(store, rows):
     "The points of these ascending rows as one block"
@@ -193,7 +194,7 @@ def _take(store, rows):
     return {m: _stack([x for part, size in parts for x in (part[m] if m in part else [None] * size)], n) for m, n in width.items()}
 
 # %% ../nbs/04d_subspace_index.ipynb #3a7f06ae
-def _leading(columns, k): # (n, c) → (n, k)
+def _strongest(columns, k): # (n, c) → (n, k)
     "Leading left singular vectors"
     if columns.shape[0] <= columns.shape[1]: return torch.linalg.eigh(columns @ columns.mT)[1][:, -k:].flip(1)
     return torch.linalg.svd(columns, full_matrices=False).U[:, :k]
@@ -207,6 +208,6 @@ def _centers(S, labels, n_clusters, previous=None):
             members = X[labels == c]
             if not len(members): rows.append(previous[m][c] if previous else torch.zeros_like(X[0])); continue
             columns = members.permute(1, 0, 2).flatten(1)
-            rows.append(_leading(columns, min(k, *columns.shape)) / k ** 0.25 if members.any() else torch.zeros_like(X[0]))
+            rows.append(_strongest(columns, min(k, *columns.shape)) / k ** 0.25 if members.any() else torch.zeros_like(X[0]))
         out[m] = _stack(rows, X.shape[1])
     return out

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from loragrass.cluster_merge import layer_means, mean_lora, similarity
+from loragrass.comparing import similarity
 from loragrass.lora_io import LoRA, LoRAUpdate
+from loragrass.merging import layer_means, mean_lora
 from loragrass.selection import STRATEGIES, kernel_penalty, representatives, search_combinations
 
 def adapter(seed, modules=("a", "b", "c"), shape=(9, 7), r=2):

@@ -1,7 +1,7 @@
 "What is no lesson about the index: folders, missing modules, mixed ranks, refusals"
 import pytest
 import torch
-from loragrass.cluster_merge import similarity
+from loragrass.comparing import similarity
 from loragrass.lora_io import LoRA, LoRAUpdate
 from loragrass.plucker import orthonormalize
 from loragrass.subspace_index import SubspaceIndex
