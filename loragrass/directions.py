@@ -14,7 +14,7 @@ from sklearn.decomposition import KernelPCA
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from .features import _OnModules
+from .features import OnModules
 from .kernels import gram
 from .lora_io import LoRA, LoRACollection, LoRAUpdate
 
@@ -25,7 +25,7 @@ def _leading(C:Tensor, steps:int=50)->Tensor: # (m, K) columns → (m,)
     for _ in range(steps): x = torch.nn.functional.normalize(C @ (C.mT @ x), dim=0)
     return x
 
-class Canonicalize(_OnModules):
+class Canonicalize(OnModules):
     "The same adapters with factors U√S and √S·Vᵀ and fixed signs: after it, features of A and B can't see the gauge"
     def __init__(self,
         sign:str|None="reference", # "reference": towards the training set's leading direction; "max_abs": largest entry of u positive; None: as LAPACK has it
@@ -56,7 +56,7 @@ class Canonicalize(_OnModules):
         return LoRAUpdate((U * signed).float(), (signed[:, None] * Vh).float(), 1., u.weight_shape, u.transposed)
 
 # %% ../nbs/05a_directions.ipynb #6e205b27
-class _OnSubspaces(_OnModules):
+class _OnSubspaces(OnModules):
     "A transformer that compares the subspaces of updates with those of some training adapters"
     side:str
 
