@@ -12,7 +12,6 @@ __all__ = ['METHODS', 'KernelKMeans', 'first_seen', 'Clusters', 'cluster_kernel'
 import sys, warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,8 +25,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .karcher import NonUniqueMeanWarning, chordal_mean, karcher_mean
+from .checks import as_array, as_real
 from .kernels import KernelDegenerateWarning, gram, kernel_health
-from .plucker import _real
 
 # %% ../nbs/02b_clustering.ipynb #c9ee9a36
 def _start(K, k, init, rng):
@@ -65,10 +64,7 @@ def _warn_health(K):
     some = np.random.default_rng(0).permutation(len(K))[:1000]
     if len(K) > 2 and (health := kernel_health(K[some][:, some])).verdict in ("degenerate", "indefinite"): health.warn()
 
-def _numbers(K:Any)->Any: # a tensor of any precision as an array
-    return _real(K, "K", 0).detach().cpu().numpy() if isinstance(K, Tensor) else K
-
-def _check_numbers(model, N):
+def _check_parameters(model, N):
     for name, most in (("n_clusters", N), ("n_init", sys.maxsize), ("max_iter", sys.maxsize), ("batch_size", sys.maxsize)):
         if (value := getattr(model, name, None)) is None and name == "batch_size": continue
         if not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
@@ -90,9 +86,9 @@ class KernelKMeans(ClusterMixin, BaseEstimator):
         y=None, # not looked at
     ):
         "Find groups: `labels_`, `inertia_` (J), `n_iter_` (passes)"
-        K = np.asarray(validate_data(self, _numbers(K), dtype=(np.float64, np.float32)))
+        K = np.asarray(validate_data(self, as_array(K), dtype=(np.float64, np.float32)))
         if K.shape[0] != K.shape[1] or not np.allclose(K, K.T): raise ValueError(f"K has shape {K.shape}; expected a symmetric kernel matrix (N, N)")
-        _check_numbers(self, len(K))
+        _check_parameters(self, len(K))
         if self.init not in ("random", "k-means++"): raise ValueError(f"init {self.init!r}: expected 'random' or 'k-means++'")
         _warn_health(K)
         return self._fit(K.astype(np.float64))
@@ -111,7 +107,7 @@ class KernelKMeans(ClusterMixin, BaseEstimator):
     ):
         "The group (M,) whose mean is nearest"
         check_is_fitted(self)
-        return (self._norms - 2 * np.asarray(validate_data(self, _numbers(K), dtype=np.float64, reset=False)) @ self._mean).argmin(1)
+        return (self._norms - 2 * np.asarray(validate_data(self, as_array(K), dtype=np.float64, reset=False)) @ self._mean).argmin(1)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -141,7 +137,7 @@ def _spectral(M, normalized=True, random_state=0):
         return KMeans(k, n_init=n_init, random_state=random_state).fit_predict(rows) # type: ignore[arg-type]
     return labels
 
-def _distances(M):
+def _kernel_distances(M):
     "Kernel distance d² = K_aa + K_bb − 2K_ab"
     D = np.sqrt(np.maximum(np.add.outer(M.diagonal(), M.diagonal()) - 2 * M, 0))
     np.fill_diagonal(D, 0)
@@ -149,7 +145,7 @@ def _distances(M):
 
 def _agglomerative(M, **_):
     "Average linkage on the kernel distance, as a function of the number of groups"
-    D = _distances(M)
+    D = _kernel_distances(M)
     return lambda k, n_init=1: AgglomerativeClustering(k, metric="precomputed", linkage="average").fit_predict(D)
 
 def _kernel_kmeans(M, random_state=0, **_): return lambda k, n_init=10: KernelKMeans(k, n_init=n_init, random_state=random_state)._fit(M).labels_
@@ -167,7 +163,7 @@ class Clusters:
 
 def _silhouettes(M, label, ks, **kwargs):
     "Silhouette and labels for each number of groups"
-    D, labels = _distances(M), {k: label(k, **kwargs) for k in ks}
+    D, labels = _kernel_distances(M), {k: label(k, **kwargs) for k in ks}
     return {k: float(silhouette_score(D, l, metric="precomputed")) if 1 < len(set(l)) < len(M) else -1.0 for k, l in labels.items()}, labels
 
 def _shuffle(K, rng):
@@ -187,7 +183,7 @@ def cluster_kernel(
     random_state:int=0, # of the starts of k-means and of the shuffles of "auto"
 )->Clusters:
     "Group the rows of a kernel matrix; the number of groups by silhouette (Rousseeuw 1987)"
-    K = np.asarray(_numbers(K))
+    K = np.asarray(as_array(K))
     M, N = np.asarray(K, dtype=float), len(K)
     if method not in (*METHODS, "hdbscan"): raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}, hdbscan")
     if M.ndim != 2 or M.shape[1] != N or not N: raise ValueError(f"K has shape {M.shape}; expected a kernel matrix (N, N)")
@@ -204,7 +200,7 @@ def cluster_kernel(
     if zero.all(): return Clusters(np.zeros(N, int), note="nothing here is like anything, not even itself (zero updates)")
     _warn_health(K)
     if method == "hdbscan":
-        labels = HDBSCAN(min_cluster_size=2, metric="precomputed", copy=True).fit_predict(_distances(M)) # type: ignore[arg-type]
+        labels = HDBSCAN(min_cluster_size=2, metric="precomputed", copy=True).fit_predict(_kernel_distances(M)) # type: ignore[arg-type]
         return Clusters(first_seen(np.where(labels < 0, N + np.arange(N), labels)),
                         note="" if n_clusters == "auto" else f"'hdbscan' finds its own number of groups: n_clusters={n_clusters} was not used")
     fit = METHODS[method]
@@ -274,10 +270,10 @@ def sees_otherwise(
     return bool(K.numpy()[only_mine].mean() > K.numpy()[only_other].mean())
 
 # %% ../nbs/02b_clustering.ipynb #c4fdb9a2
-def _factors(X, like=None, name="X"):
+def _stacks(X, like=None, name="X"):
     "Checked points, one stack (N, n, k) a factor of the product; like: the stacks whose spaces and dtypes they share"
     many = isinstance(X, (list, tuple))
-    X = [_real(x, name).detach() for x in (X if many else [X])]
+    X = [as_real(x, name).detach() for x in (X if many else [X])]
     if many and len({x.shape[0] for x in X}) == 1 and all(x.ndim == 2 for x in X): X = [torch.stack([pad(x, (0, max(y.shape[1] for y in X) - x.shape[1])) for x in X])]
     shapes = [tuple(x.shape) for x in X]
     if any(len(s) != 3 for s in shapes) or len({s[0] for s in shapes}) != 1:
@@ -335,8 +331,8 @@ class GrassmannKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         y=None, # not looked at
     ):
         "Find groups: `labels_`, `cluster_centers_` (a list, one a factor), `inertia_` (Σ d²), `n_iter_` (steps)"
-        X, rng = _factors(X), np.random.default_rng(self.random_state)
-        _check_numbers(self, len(X[0]))
+        X, rng = _stacks(X), np.random.default_rng(self.random_state)
+        _check_parameters(self, len(X[0]))
         for name, known in (("centers", ("chordal", "karcher")), ("assign", ("distance", "kernel"))):
             if getattr(self, name) not in known: raise ValueError(f"{name}={getattr(self, name)!r}: expected {known[0]!r} or {known[1]!r}")
         if self.assign == "kernel":
@@ -355,14 +351,14 @@ class GrassmannKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
     ):
         "The group (M,) of each point"
         check_is_fitted(self)
-        return self._cost(_factors(X, self.cluster_centers_), self.cluster_centers_).argmin(1).numpy()
+        return self._cost(_stacks(X, self.cluster_centers_), self.cluster_centers_).argmin(1).numpy()
 
     def transform(self,
         X, # (M, n, k), or a list; as fitted
     ):
         "Distances to the centres (M, n_clusters)"
         check_is_fitted(self)
-        return _squared_distances(_factors(X, self.cluster_centers_), self.cluster_centers_).sqrt().numpy()
+        return _squared_distances(_stacks(X, self.cluster_centers_), self.cluster_centers_).sqrt().numpy()
 
     def score(self,
         X, # (M, n, k), or a list; as fitted
@@ -370,7 +366,7 @@ class GrassmannKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
     )->float: # −Σ d², higher is better
         "Minus the squared distances to the nearest centres"
         check_is_fitted(self)
-        return -float(_squared_distances(_factors(X, self.cluster_centers_), self.cluster_centers_).min(1).values.sum())
+        return -float(_squared_distances(_stacks(X, self.cluster_centers_), self.cluster_centers_).min(1).values.sum())
 
     @property
     def _n_features_out(self): return len(self.cluster_centers_[0]) # names for set_output
@@ -382,7 +378,7 @@ def _first_centers(model, X, rng):
     "Given, random points, or points chosen far apart (Arthur & Vassilvitskii 2007): one (n_clusters, n, k) a factor"
     N, K = len(X[0]), model.n_clusters
     if not isinstance(model.init, str):
-        C = _factors(model.init, X, "init")
+        C = _stacks(model.init, X, "init")
         if any(len(c) != K or c.shape != (K, *x.shape[1:]) for c, x in zip(C, X)): raise ValueError(f"init has shapes {[tuple(c.shape) for c in C]}; expected {[(K, *x.shape[1:]) for x in X]}")
         return [c.clone() for c in C]
     if model.init not in ("random", "k-means++"): raise ValueError(f"init {model.init!r}: expected 'k-means++', 'random' or centres")

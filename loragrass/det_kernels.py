@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from .kernels import _sqrt
+from .kernels import safe_sqrt
 from .plucker import orthonormalize, plucker_inner_product
 
 # %% ../nbs/01a_det_kernels.ipynb #eb52e4a1
@@ -42,7 +42,7 @@ def laplace_kernel(
     beta:float, # rate
 )->Tensor: # (...)
     "exp(−β√(1 − t))"
-    return (-beta * _sqrt(1 - _abs_det(X, Y))).exp()
+    return (-beta * safe_sqrt(1 - _abs_det(X, Y))).exp()
 
 # %% ../nbs/01a_det_kernels.ipynb #57060289
 def binomial_kernel(
@@ -67,4 +67,4 @@ def bc_distance(
 )->Tensor: # (...) [rad] in [0, π/2]; not a metric
     "arccos √t, which the source calls Binet–Cauchy distance"
     t = _abs_det(X, Y)
-    return torch.atan2(_sqrt(1 - t), _sqrt(t)) # finite gradients at both ends
+    return torch.atan2(safe_sqrt(1 - t), safe_sqrt(t)) # finite gradients at both ends

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .plucker import _basis, _outside, _pair, _same_space, principal_angles
+from .checks import as_basis, as_pair, caller_level, check_same_space
+from .plucker import principal_angles
 
 with warnings.catch_warnings(): # geoopt still uses torch.jit.script
     warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)
@@ -199,7 +200,7 @@ def geodesic(
     t, # a number, or a tensor that broadcasts with the leading dims
 )->Tensor: # (..., n, k)
     "The point at t on the shortest geodesic from X to Y (a shortest one, where an angle is π/2)"
-    X, Y = _pair(X, Y)
+    X, Y = as_pair(X, Y)
     if X.shape[-1] != Y.shape[-1]: raise ValueError(f"dimensions differ: {X.shape[-1]} and {Y.shape[-1]}; a geodesic stays on one Gr(k, n)")
     return _exp(X, torch.as_tensor(t, dtype=X.dtype, device=X.device)[..., None, None] * _log(X, Y))
 
@@ -207,15 +208,15 @@ def geodesic(
 def _points(X, weights=None, k=None):
     "Columns of all points (B, n, K), in groups [(N, l), …] of N points of dimension l; their weights (B, N) of sum 1; the mean's dimension; the batch's shape"
     if isinstance(X, (list, tuple)):
-        bases = [_basis(x, f"X[{i}]").detach() for i, x in enumerate(X)]
+        bases = [as_basis(x, f"X[{i}]").detach() for i, x in enumerate(X)]
         if not bases or any(b.ndim != 2 for b in bases): raise ValueError("X is a list; expected one or more (n, k) matrices in it, or a stack (N, ..., n, k)")
-        for b in bases: _same_space(bases[0], b)
+        for b in bases: check_same_space(bases[0], b)
         sizes = [b.shape[1] for b in bases]
         if k is None and len(set(sizes)) > 1: raise ValueError(f"the points have dimensions {sorted(set(sizes))}; say the mean's with k=")
         order = sorted(range(len(sizes)), key=sizes.__getitem__)
         A, groups, batch = torch.cat([bases[i] for i in order], 1)[None], [(sizes.count(l), l) for l in sorted(set(sizes))], ()
     else:
-        X = _basis(X, "X").detach()
+        X = as_basis(X, "X").detach()
         if X.ndim < 3 or 0 in X.shape: raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k), N ≥ 1, or a list of (n, k)")
         batch, order, groups = X.shape[1:-2], range(len(X)), [(len(X), X.shape[-1])]
         A = X.flatten(1, -3).permute(1, 2, 0, 3).flatten(2) if batch else X.permute(1, 0, 2).flatten(1)[None]
@@ -431,7 +432,7 @@ def _result(mean, grad_norm, n_iter, spread, evidence, leading, batch, tol):
         i = int(doubt.nonzero()[0])
         warnings.warn(f"the Karcher mean may be one of several: largest angle to it {max_angle[i]:.2f} rad (π/4 is 0.79), eigengap {gap[i]:.3f}"
                       + (f", means of restarts {apart[i]:.2g} rad apart" if apart[i] else "") + (f"; mean {i} of {len(doubt)}" if batch else "")
-                      + (f"; the eigengap is widest at k={effective_k[i]}" if effective_k[i] < k else ""), NonUniqueMeanWarning, _outside())
+                      + (f"; the eigengap is widest at k={effective_k[i]}" if effective_k[i] < k else ""), NonUniqueMeanWarning, caller_level())
     unique = [True if p else False if q else None for p, q in zip(proven.tolist(), seen.tolist())]
     plain = (lambda t: t.reshape(batch)) if batch else (lambda t: t.item())
     return KarcherMean(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from .karcher import KarcherMean, _by_point, _angle, _descend, _evaluate, _evidence, _exp, _leading, _log, _points, _project
 from .karcher import _result, _subspace_iteration, _tolerance, karcher_mean
-from .plucker import _basis
+from .checks import as_basis
 
 # %% ../nbs/02a_means.ipynb #9ac7c2e3
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def principal_geodesics(
     weights=None, # (N,), normalised to sum 1
 )->PrincipalGeodesics:
     "Tangent principal component analysis of a set of subspaces"
-    X = _basis(X, "X")
+    X = as_basis(X, "X")
     if X.ndim != 3: raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, n, k)")
     (_, _, w), k, _ = _points(X, weights)
     most = min(len(X) - (mean is None), k * (X.shape[-2] - k)) # at the mean, the logarithms sum to 0
-    mean = karcher_mean(X, weights).mean if mean is None else _basis(mean, "mean").to(X)
+    mean = karcher_mean(X, weights).mean if mean is None else as_basis(mean, "mean").to(X)
     if mean.shape != X.shape[1:]: raise ValueError(f"mean has shape {tuple(mean.shape)}; expected that of a point, {tuple(X.shape[1:])}")
     q = most if n_components is None else n_components
     if not 0 <= q <= most: raise ValueError(f"n_components={q}; {len(X)} points on Gr({k}, {X.shape[-2]}) have up to {most}")

@@ -81,7 +81,7 @@ def test_pairs_agree_with_single_distances_near_and_far(metric, dtype):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("t", [.03, .06, .11, .3])
+@pytest.mark.parametrize("t", [.03, .06, .11, .18, .3])
 def test_sixteen_equal_angles_to_60_eps(t, dtype, metric): # on both sides of where pairs are done again; relative, but of arccos
     Q, R = rand(1, 64, 32)[0], rand(2, 16, 16, seed=1)
     X, Y = (Q[:, :16] @ R[0]).to(dtype), ((Q[:, :16] * math.cos(t) + Q[:, 16:] * math.sin(t)) @ R[1]).to(dtype)
