@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from loragrass.det_kernels import bc_distance, binomial_kernel, laplace_kernel, logarithm_kernel, polynomial_kernel, rbf_kernel
-from loragrass.kernels import (EMBEDDINGS, FORMS, KERNELS, METRICS, GrassmannKernel, KernelDegenerateWarning, _overlap, _projector_gram, distance, gram,
-                               kernel_health, pairwise_distances)
+from loragrass.kernels import (BOUNDS, EMBEDDINGS, FORMS, KERNELS, METRICS, Embedding, Form, GrassmannKernel, KernelDegenerateWarning, _overlap, _projector_gram,
+                               distance, gram, kernel_health, named_kernel, pairwise_distances)
 from loragrass.plucker import orthonormalize, principal_angles
 
 def rand(N, n, k, seed=0, dtype=torch.float64):
@@ -40,6 +40,7 @@ def test_one_collection_is_that_collection_twice(name):
     assert torch.allclose(gram(X, kernel=name), gram(X, X, kernel=name), atol=1e-14) and torch.equal(gram(X, kernel=name), gram(X, kernel=name).T)
     assert torch.allclose(gram(X, kernel=name).diagonal(), torch.full((8,), 0. if "logarithm" in name else 1.).double(), atol=1e-14)
 
+@pytest.mark.filterwarnings("ignore:the default of")
 @pytest.mark.parametrize("name", [k for k in KERNELS if "binet" not in k])
 def test_lists_of_different_dimension(name):
     bases = [rand(1, 8, k, seed=s)[0] for s, k in enumerate((3, 2, 3, 5))]
@@ -49,6 +50,7 @@ def test_lists_of_different_dimension(name):
     assert torch.allclose(K, one, atol=1e-13) and torch.equal(K, K.T)
     assert torch.allclose(gram(bases, bases[:2], kernel=name, beta=None if "binomial" not in name else 20.), K[:, :2], atol=1e-13)
 
+@pytest.mark.filterwarnings("ignore:the default of")
 @pytest.mark.parametrize("name", [k for k in KERNELS if "logarithm" not in k])
 @pytest.mark.parametrize("X", [lines(24), rand(40, 4, 2), rand(30, 6, 3), [rand(1, 5, 1 + s % 4, seed=s)[0] for s in range(40)]], ids=["lines", "Gr24", "Gr36", "mixed"])
 def test_positive_definite(name, X):
@@ -259,3 +261,70 @@ def test_source_functions_are_the_abs_det_kernels(f, form, normalize):
     X = rand(5, 6, 2)
     K = gram(X, kernel=GrassmannKernel(form, "plucker", beta=3, abs_det=True, normalize=normalize))
     assert torch.allclose(K, f(X[:, None], X), atol=3e-7) # √(1 − t) at identity
+
+# the two tables, and kernels that are fitted
+
+def e2(M, kernel): # e₂ of the cos²θ
+    G = M @ M.mT
+    return (G.diagonal(dim1=-2, dim2=-1).sum(-1) ** 2 - G.square().sum((-2, -1))) / 2
+
+@pytest.fixture
+def more_rows(monkeypatch):
+    monkeypatch.setitem(EMBEDDINGS, "pairs", Embedding("e₂(cos²θ)", e2, size=lambda k: k * (k - 1) / 2))
+    monkeypatch.setitem(FORMS, "cauchy", Form("1/(1 + β(t_max − t))", lambda d, kernel: 1 / (1 + kernel.beta * d), of="gap"))
+
+def test_a_row_is_all_that_a_kernel_takes(more_rows):
+    assert len(KERNELS) == len(list(KERNELS)) == 28 and KERNELS["pairs_rbf"] == ("rbf", "pairs") and KERNELS["binet_cauchy_cauchy"] == ("cauchy", "plucker")
+    X = rand(5, 7, 3)
+    c = torch.linalg.svdvals(X.mT[:, None] @ X).square()
+    t = c[..., 0] * c[..., 1] + c[..., 0] * c[..., 2] + c[..., 1] * c[..., 2]
+    assert torch.allclose(gram(X, kernel="pairs_polynomial"), ((1 + t) / 4) ** 2) and torch.allclose(gram(X, kernel="pairs_laplace", beta=2.), (-2 * (3 - t).clamp(min=0).sqrt()).exp(), atol=1e-6)
+    assert torch.allclose(gram(X, kernel="projection_cauchy", beta=.5), 1 / (1 + .5 * (3 - _overlap(X))))
+    for name in (k for k in KERNELS if "pairs" in k or k.endswith("_cauchy") and k != "binet_cauchy"): # the laws of every kernel
+        test_a_change_of_basis_and_a_rotation_of_everything_change_nothing(partial(gram, kernel=name))
+        test_one_collection_is_that_collection_twice(name)
+        test_gradients(name)
+        test_precision_device_and_input_are_kept(partial(gram, kernel=name))
+        if "logarithm" not in name: test_positive_definite(name, rand(30, 6, 3))
+    with pytest.raises(ValueError, match="choose one of .*pairs_cauchy"): gram(X, kernel="none")
+    with pytest.raises(ValueError, match="embedding='none' is unknown; choose one of .*, pairs"): GrassmannKernel("rbf", "none")
+    with pytest.raises(ValueError, match="cauchy needs beta > 0, finite"): GrassmannKernel("cauchy", beta=0)
+    with pytest.raises(ValueError, match="take embedding='projection' or 'det_regularized' or 'pairs'"): gram(list(rand(2, 6, 2)) + list(rand(2, 6, 3)), kernel="binet_cauchy")
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_what_a_row_says_twice_agrees(embedding): # t by products, by pairs, by logarithm, by angles
+    X, Y, row, kernel = rand(6, 9, 3), rand(5, 9, 3, seed=1), EMBEDDINGS[embedding], GrassmannKernel("linear", embedding, tau=.3)
+    t, theta = row.t(X.mT[:, None] @ Y, kernel), principal_angles(X[:, None], Y)
+    if row.all_pairs: assert torch.allclose(row.all_pairs(X, Y), t)
+    if row.log_t: assert torch.allclose(row.log_t(X.mT[:, None] @ Y, kernel).exp() * row.size(3), t)
+    assert torch.allclose(row.gap(theta, 0, kernel), row.size(3) - t) and torch.allclose(row.t(X.mT @ X, kernel), torch.tensor(float(row.size(3))).double())
+    assert set(BOUNDS) >= {form.alpha for form in FORMS.values()} | {form.beta for form in FORMS.values()}
+
+MIXED = [rand(1, 9, k, seed=k)[0] for k in (2, 3, 5, 3)]
+
+@pytest.mark.parametrize("name", [k for k in KERNELS if "binet" not in k])
+def test_a_fitted_kernel_is_one_kernel(name):
+    kernel = named_kernel(name).fit(MIXED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        K = kernel(MIXED)
+        assert torch.allclose(kernel(MIXED[:2], MIXED), K[:2], atol=1e-14) and torch.allclose(gram(MIXED[:2], kernel=kernel), K[:2, :2], atol=1e-14)
+        new = [rand(1, 9, 7)[0], MIXED[0]] # a larger dimension than was trained on
+        if "binomial" not in name: assert torch.allclose(kernel(new, MIXED)[1], K[0], atol=1e-14)
+        assert torch.allclose(gram(MIXED[:2], MIXED, kernel=kernel, alpha=3), gram(MIXED, kernel=kernel, alpha=3)[:2], atol=1e-14) # other parameters keep what was fitted
+    assert kernel.k_ == 5 and named_kernel(name).k_ is None and kernel.fit(MIXED) is kernel
+
+def test_known_values_of_fitted_kernels():
+    x, y = (torch.eye(9, dtype=torch.float64)[:, :k] for k in (2, 3)) # ‖xᵀy‖² = 2, t_max − t = ½
+    assert torch.allclose(GrassmannKernel("rbf").fit(MIXED)([x], [y]), torch.tensor(-.1).double().exp()) # β = 1/5
+    assert torch.allclose(GrassmannKernel("linear", "det_regularized").fit(MIXED)([x], [y]), torch.tensor(1.2 ** -.5).double()) # (1 + τ)² / (1 + τ)^2.5
+
+@pytest.mark.parametrize("name, said", [("projection_rbf", "beta"), ("projection_laplace", "beta"), ("projection_binomial", "beta"), ("det_regularized", "tau"), ("det_regularized_rbf", "beta and tau"),
+                                        ("det_regularized_polynomial", "tau"), ("projection", None), ("projection_polynomial", None), ("projection_logarithm", None)])
+def test_mixed_dimensions_are_said_where_a_default_follows_them(name, said):
+    for X, Y, expected in ((MIXED, None, said), (MIXED[:1], MIXED[1:2], said), (MIXED[1:2], MIXED[3:], None)):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            gram(X, Y, kernel=name)
+            gram(X, Y, kernel=name, **{k: 20. for k in ("beta", "tau")})
+        assert len(seen) == bool(expected) and all(f"the default of {expected} follows" in str(w.message) and w.filename == __file__ for w in seen)
