@@ -12,12 +12,12 @@ __all__ = ['METHODS', 'Grassmann', 'GrassmannExact', 'geodesic', 'chordal_mean',
 import math, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from .checks import as_basis, as_pair, caller_level, check_same_space
 from .plucker import principal_angles
 
@@ -29,97 +29,185 @@ with warnings.catch_warnings(): # geoopt still uses torch.jit.script
     from geoopt.utils import size2shape
 
 # %% ../nbs/02_karcher.ipynb #5c3a9cae
-class _Spectral(torch.autograd.Function):
-    "R f(s) Qᵀ of a square M = R s Qᵀ; its derivative is a table of divided differences of f (Daleckii & Krein 1965)"
-    @staticmethod
-    def forward(ctx, M, R, s, Q, f, df, symmetric):
-        ctx.save_for_backward(R, s, Q)
-        ctx.f, ctx.df, ctx.symmetric = f, df, symmetric
-        return (R * f(s)[..., None, :]) @ Q.mT
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        R, s, Q = ctx.saved_tensors
-        E, a, b = R.mT @ grad @ Q, s[..., :, None], s[..., None, :]
-        fa, fb, eps = ctx.f(a), ctx.f(b), torch.finfo(s.dtype).eps
-        near = (a - b).abs() < eps ** (1 / 3)
-        out = torch.where(near, ctx.df((a + b) / 2), (fa - fb) / torch.where(near, 1., a - b)) * (E + E.mT) / 2
-        if not ctx.symmetric: out = out + (fa + fb) / (a + b).clamp(min=eps) * (E - E.mT) / 2
-        return R @ out @ Q.mT, None, None, None, None, None, None
-
-def _of_gram(G, *pairs): # G symmetric (..., k, k)
-    "Several functions (f, f′) of one symmetric matrix, from one eigendecomposition"
-    w, V = torch.linalg.eigh(G.detach())
-    return [_Spectral.apply(G, V, w.clamp(min=0), V, f, df, True) for f, df in pairs]
-
-def _of_cosines(M, f, df): # M (..., k, k)
-    "R f(C) Qᵀ of M = XᵀY = R C Qᵀ"
-    R, C, Qh = torch.linalg.svd(M.detach())
-    return _Spectral.apply(M, R, C.clamp(max=1), Qh.mT, f, df, False)
-
-# %% ../nbs/02_karcher.ipynb #7af9d781
-def _sinc(w): return torch.sinc(w.sqrt() / math.pi)
-def _dsinc(w): # its series up to 0.01, where the quotient would cancel
-    series = -1 / 6 + w * (1 / 60 - w * (1 / 1680 - w / 90720))
-    return torch.where(w < .01, series, (w.sqrt().cos() - _sinc(w)) / (2 * w.clamp(min=.01)))
+def _stumpff(k, w, order=0):
+    "The order-th derivative of cₖ(w) = Σⱼ (−w)ʲ / (2j + k)!: c₀ = cos √w, c₁ = sinc √w, c₂ = (1 − cos √w) / w"
+    if order: return (k * _stumpff(k + 2, w, order - 1) - _stumpff(k + 1, w, order - 1)) / 2
+    if k == 0: return w.sqrt().cos()
+    if k == 1: return torch.sinc(w.sqrt() / math.pi)
+    if k == 2: return _stumpff(1, w / 4).square() / 2
+    small, series = w.clamp(max=4), torch.zeros_like(w)
+    for j in reversed(range(14)): series = 1 / math.factorial(2 * j + k) - small * series
+    return torch.where(w < 4, series, (1 / math.factorial(k - 2) - _stumpff(k - 2, w)) / w.clamp(min=4))
 
 def _half(c): return ((1 - c) / 2).clamp(min=torch.finfo(c.dtype).tiny) # sin²(θ/2)
 def _angle(c): return 2 * _half(c).sqrt().asin()
-def _unwind(c): return _angle(c) / (2 * (_half(c) * (1 - _half(c))).sqrt()) # θ / sin θ
-def _dunwind(c):
-    t = 1 - c
-    return torch.where(t < 1e-4, -1 / 3 - t * (4 / 15 + t * 6 / 35), (c * _unwind(c) - 1) / (t * (1 + c)).clamp(min=1e-4))
 
-_COS    = lambda w: w.sqrt().cos(), lambda w: -_sinc(w) / 2
-_SINC   = _sinc, _dsinc
-_VERSIN = lambda w: -_sinc(w / 4).square() / 2, lambda w: -_sinc(w / 4) * _dsinc(w / 4) / 4 # (cos z − 1) / z²
-_RSQRT  = lambda w: w.rsqrt(), lambda w: -w.rsqrt() / (2 * w)
-_UNWIND = _unwind, _dunwind
-_POLAR  = torch.ones_like, torch.zeros_like
+def _unwind(c, order=0):
+    "The order-th derivative of θ / sin θ = ₂F₁(1, 1; 3/2; h), h = sin²(θ/2), in c = cos θ"
+    h = _half(c)
+    if order == 0: return _angle(c) / (2 * (h * (1 - h)).sqrt())
+    small, series = h.clamp(max=.06), torch.zeros_like(c)
+    for j in reversed(range(12)): # where the quotient below would cancel
+        series = math.factorial(j + order) ** 2 / math.factorial(j) * math.gamma(1.5) / math.gamma(j + order + 1.5) + small * series
+    rest = (order - 1) ** 2 * _unwind(c, order - 2) if order > 1 else -1 # (1 − c²) f′ = c f − 1, differentiated
+    quotient = ((2 * order - 1) * c * _unwind(c, order - 1) + rest) / (4 * h * (1 - h)).clamp(min=.1)
+    return torch.where(h < .06, (-.5) ** order * series, quotient)
+
+_COS, _SINC = partial(_stumpff, 0), partial(_stumpff, 1)
+def _versin(w, order=0): return -_stumpff(2, w, order) # (cos z − 1) / z²
+def _rsqrt(w, order=0): return (1, -.5, .75)[order] * w ** (-.5 - order)
+def _one(c, order=0): return torch.full_like(c, float(order == 0)) # R Qᵀ, the polar factor
+
+# %% ../nbs/02_karcher.ipynb #a63d580d
+_NEAR = 1 / 16 # closer than this, a quotient would lose more than two digits
+_NODES, _WEIGHTS = zip(*[(.5 + side * x, w) for x, w in ((.16999052179242813, .32607257743127307), (.43056815579702629, .17392742256872693)) for side in (1, -1)])
+
+def _gap(a, b): return torch.copysign((a - b).abs().clamp(min=torch.finfo(a.dtype).eps), a - b)
+def _close(a, b): return (a.signbit() == b.signbit()) & ((a - b).abs() < _NEAR) # on one branch of an odd function
+
+def _gauss(a): # Gauss–Legendre on [0, 1], along new leading dims of a
+    return (torch.tensor(v, dtype=a.dtype, device=a.device).view(-1, *[1] * a.ndim) for v in (_NODES, _WEIGHTS))
+
+def _difference(f, a, b):
+    "f[a, b]"
+    near = _close(a, b)
+    t, weight = _gauss(a - b)
+    inside = (weight * f(a + t * (b - a), 1)).sum(0)
+    return torch.where(near, inside, (f(a) - f(b)) / torch.where(near, 1., _gap(a, b)))
+
+def _second_difference(f, a, b, c):
+    "f[a, b, c]"
+    a, b, c = torch.stack(torch.broadcast_tensors(a, b, c)).sort(0).values
+    near = _close(a, c)
+    t, weight = _gauss(a)
+    s, weights = t[:, None], (weight * t)[:, None] * weight # over the triangle b between a and c
+    inside = (weights * f(a + s * (b - a) + s * t * (c - b), 2)).sum((0, 1))
+    return torch.where(near, inside, (_difference(f, b, c) - _difference(f, a, b)) / torch.where(near, 1., _gap(c, a)))
+
+# %% ../nbs/02_karcher.ipynb #5eaf4259
+def _derivative(f, s, E): # E: one or two symmetric matrices, in the basis of the eigenvectors
+    "Df[E] or D²f[E₁, E₂] at diag(s)"
+    if len(E) == 1: return _difference(f, s[..., :, None], s[..., None, :]) * E[0]
+    if len(E) > 2: raise NotImplementedError("maps of the Grassmannian have first and second derivatives here; a third was asked for")
+    D = _second_difference(f, s[..., :, None, None], s[..., None, :, None], s[..., None, None, :]) # [i, k, j]
+    return sum(torch.einsum("...ikj,...ik,...kj->...ij", D, F, G) for F, G in (E, E[::-1]))
+
+def _odd(f): return lambda c, order=0: f(c.abs(), order) * (1 if order % 2 else torch.ones_like(c).copysign(c))
+
+def _odd_derivative(f, s, E):
+    "The same for R f(s) Qᵀ, with E any matrices RᵀEQ: through the symmetric matrix of twice the size"
+    S, T = [(e + e.mT) / 2 for e in E], [(e - e.mT) / 2 for e in E]
+    E = [torch.cat([torch.cat([a, -b], -1), torch.cat([b, -a], -1)], -2) for a, b in zip(S, T)]
+    D, k = _derivative(_odd(f), torch.cat([s, -s], -1), E), s.shape[-1]
+    return (D[..., :k, :k] - D[..., :k, k:] + D[..., k:, :k] - D[..., k:, k:]) / 2
+
+# %% ../nbs/02_karcher.ipynb #a7543c2b
+class _Spectral(torch.autograd.Function):
+    "R f(s) Qᵀ of a square M = R s Qᵀ, or its derivative in the directions E; differentiating appends a direction"
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(f, symmetric, R, s, Q, M, *E):
+        if not E: return (R * f(s)[..., None, :]) @ Q.mT
+        E = [R.mT @ e @ Q for e in E]
+        D = _derivative(f, s, [(e + e.mT) / 2 for e in E]) if symmetric else _odd_derivative(f, s, E)
+        return R @ D @ Q.mT
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.how = inputs[:2]
+        ctx.save_for_backward(*inputs[2:])
+        ctx.save_for_forward(*inputs[2:])
+
+    @staticmethod
+    def _along(ctx, E, dM, dE): # one term for each input that varies; None where it does not
+        at = (*ctx.how, *ctx.saved_tensors[:4])
+        first = None if dM is None else _Spectral.apply(*at, *E, dM)
+        return [first] + [None if d is None else _Spectral.apply(*at, *E[:i], d, *E[i + 1:]) for i, d in enumerate(dE)]
+
+    @staticmethod
+    def jvp(ctx, _f, _symmetric, _R, _s, _Q, dM, *dE):
+        return sum(term for term in _Spectral._along(ctx, ctx.saved_tensors[4:], dM, dE) if term is not None)
+
+    @staticmethod
+    def backward(ctx, grad): # Df and D²f are symmetric in all arguments, the gradient included
+        dM, *dE = [grad if needed else None for needed in ctx.needs_input_grad[5:]]
+        return None, None, None, None, None, *_Spectral._along(ctx, ctx.saved_tensors[4:], dM, dE)
+
+def _of_gram(G, *functions): # G symmetric (..., k, k)
+    "Several functions of one symmetric matrix, from one eigendecomposition"
+    w, V = torch.linalg.eigh(G.detach())
+    return [_Spectral.apply(f, True, V, w.clamp(min=0), V, G) for f in functions]
+
+def _of_square(M, f): # M (..., k, k)
+    "R f(s) Qᵀ of M = R s Qᵀ"
+    R, s, Qh = torch.linalg.svd(M.detach())
+    return _Spectral.apply(f, False, R, s, Qh.mT, M)
 
 # %% ../nbs/02_karcher.ipynb #bd019f60
 def _horizontal(x, u): return u - x @ (x.mT @ u)
 
-def _polished(y): return (3 * y - y @ (y.mT @ y)) / 2 # one Newton–Schulz step: orthonormal again, same representative
+def _polar(x): return x @ _of_gram(x.mT @ x, _rsqrt)[0] # orthonormal (again), the nearest representative
 
 def _exp(x, u):
+    x = _polar(x)
     u = _horizontal(x, u)
     cos, sinc = _of_gram(u.mT @ u, _COS, _SINC)
-    return _polished(x @ cos + u @ sinc)
+    return x @ cos + u @ sinc
 
 def _along(x, u, v): # v transported along the geodesic with velocity u, to its end
+    x = _polar(x)
     u, v = _horizontal(x, u), _horizontal(x, v)
-    sinc, versin = _of_gram(u.mT @ u, _SINC, _VERSIN)
+    sinc, versin = _of_gram(u.mT @ u, _SINC, _versin)
     return v - x @ (sinc @ (u.mT @ v)) + u @ (versin @ (u.mT @ v))
 
 def _log(x, y):
     M = x.mT @ y
-    return _horizontal(x, (y - x @ M) @ _of_cosines(M, *_UNWIND).mT)
+    return _horizontal(x, (y - x @ M) @ _of_square(M, _unwind).mT)
 
 # %% ../nbs/02_karcher.ipynb #60f21774
 def _turn(x, y, v): # xᵀy symmetric, not negative
     "The rotation that takes x to y and moves nothing else, applied to v"
     xy = x.mT @ y
-    return v - (x + y) @ torch.linalg.solve(xy + torch.eye(xy.shape[-1], dtype=xy.dtype, device=xy.device), y.mT @ v)
+    inverse = torch.linalg.inv(xy + torch.eye(xy.shape[-1], dtype=xy.dtype, device=xy.device)) # `solve` has wrong jvps in nested vmaps (torch 2.13)
+    return v - (x + y) @ (inverse @ (y.mT @ v))
 
 def _transport(x, y, v):
-    P = _of_cosines(x.mT @ y, *_POLAR)
+    P = _of_square(x.mT @ y, _one)
     return _turn(x, y @ P.mT, _horizontal(x, v)) @ P
 
 # %% ../nbs/02_karcher.ipynb #6339c64d
 class _SquaredDistance(torch.autograd.Function):
     "d²(x, y) with its gradients −2 log_x(y) and −2 log_y(x), which can be differentiated again"
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, y):
-        ctx.save_for_backward(x, y)
-        return _log(x, y).square().sum((-2, -1))
+    def forward(x, y): return _log(x, y).square().sum((-2, -1))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, dx, dy):
+        x, y = ctx.saved_tensors
+        parts = [(-2 * _log(*at) * d).sum((-2, -1)) for at, d in (((x, y), dx), ((y, x), dy)) if d is not None]
+        return sum(parts)
 
     @staticmethod
     def backward(ctx, grad):
         x, y = ctx.saved_tensors
         g = -2 * grad[..., None, None]
         return (g * _log(x, y)).sum_to_size(x.shape), (g * _log(y, x)).sum_to_size(y.shape)
+
+# %% ../nbs/02_karcher.ipynb #235b87b5
+def _one_manifold(x, y):
+    "Check that both are points of one Gr(k, n)"
+    if x.shape[-2:] == y.shape[-2:]: return
+    (n, k), (m, l) = x.shape[-2:], y.shape[-2:]
+    raise ValueError(f"points of Gr({k}, {n}) and Gr({l}, {m}); expected two of one Gr(k, n). Between subspaces of different dimensions, "
+                     "principal_angles and distance measure; karcher_mean(…, k=) averages")
 
 # %% ../nbs/02_karcher.ipynb #52c694d8
 class Grassmann(Manifold):
@@ -145,19 +233,23 @@ class Grassmann(Manifold):
     def proju(self, x, u): return _horizontal(x, u)
     egrad2rgrad = proju
 
-    def projx(self, x):
-        U, _, Vh = torch.linalg.svd(x, full_matrices=False)
-        return U @ Vh
+    def projx(self, x): # any full-rank x: not by the Gram matrix, which squares the condition
+        Q, R = torch.linalg.qr(x)
+        return Q @ _of_square(R, _one)
 
     def expmap(self, x, u): return _exp(x, u)
     def expmap_transp(self, x, u, v): return _exp(x, u), _along(x, u, v)
     def transp_follow_expmap(self, x, u, v): return _along(x, u, v)
-    def logmap(self, x, y): return _log(x, y)
-    def transp(self, x, y, v): return _transport(x, y, v)
+    def logmap(self, x, y):
+        _one_manifold(x, y)
+        return _log(x, y)
+
+    def transp(self, x, y, v):
+        _one_manifold(x, y)
+        return _transport(x, y, v)
 
     def retr(self, x, u):
-        z = x + _horizontal(x, u)
-        return z @ _of_gram(z.mT @ z, _RSQRT)[0]
+        return _polar(x + _horizontal(x, u))
 
     def retr_transp(self, x, u, v):
         y = self.retr(x, u)
@@ -166,6 +258,7 @@ class Grassmann(Manifold):
     def transp_follow_retr(self, x, u, v): return self.retr_transp(x, u, v)[1]
 
     def dist2(self, x, y, *, keepdim=False):
+        _one_manifold(x, y)
         d2 = _SquaredDistance.apply(x, y)
         return d2[..., None, None] if keepdim else d2
 
@@ -201,7 +294,7 @@ def geodesic(
 )->Tensor: # (..., n, k)
     "The point at t on the shortest geodesic from X to Y (a shortest one, where an angle is π/2)"
     X, Y = as_pair(X, Y)
-    if X.shape[-1] != Y.shape[-1]: raise ValueError(f"dimensions differ: {X.shape[-1]} and {Y.shape[-1]}; a geodesic stays on one Gr(k, n)")
+    _one_manifold(X, Y)
     return _exp(X, torch.as_tensor(t, dtype=X.dtype, device=X.device)[..., None, None] * _log(X, Y))
 
 # %% ../nbs/02_karcher.ipynb #112b96ac
@@ -279,7 +372,7 @@ def _leading(points, k, exact=True):
         *found, done = _subspace_iteration(_project(A.to(dtype), groups, w.to(dtype))[0], V, k, tol, steps)
         if done or not exact:
             V, values, residual = (t.to(A.dtype) for t in found)
-            return _polished(V), values, residual # orthonormal beyond float32
+            return _polar(V), values, residual # orthonormal beyond float32
     B = A * _project(A, groups, w)[1].sqrt()
     if n <= K: values, V = (t.flip(-1) for t in torch.linalg.eigh(B @ B.mT))
     else:
@@ -320,7 +413,7 @@ def _step(at:_Place, pairs:list, points:tuple, evaluate:Callable, memory:int=8)-
     step = _two_loop(at.G, pairs)
     Z = at.Z + step
     W = at.base + Z
-    R = _of_gram(W.mT @ W, _RSQRT)[0]
+    R = _of_gram(W.mT @ W, _rsqrt)[0]
     x = W @ R
     cost, g = evaluate(x, *points)
     worse = ~(cost <= at.cost + 8 * torch.finfo(x.dtype).eps * (1 + at.cost))[:, None, None]

@@ -7,7 +7,8 @@ import copy, math, pickle
 
 import geoopt, pytest, torch
 from geoopt.manifolds import Scaled
-from loragrass.karcher import Grassmann, GrassmannExact
+from loragrass import karcher
+from loragrass.karcher import Grassmann, GrassmannExact, geodesic
 from loragrass.plucker import principal_angles
 
 CLASSES, DTYPES, EYE = [Grassmann, GrassmannExact], [torch.float64, torch.float32], torch.eye(12, dtype=torch.float64)
@@ -246,16 +247,83 @@ def test_many_steps_stay_orthonormal(cls, dtype):
     for _ in range(500): x, u = m.retr_transp(x, u, u)
     assert (x.mT @ x - torch.eye(3, dtype=dtype)).abs().max() < 20 * torch.finfo(dtype).eps and (x.mT @ u).norm() < 100 * torch.finfo(dtype).eps * u.norm()
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_derivatives_against_differences(cls):
-    m, (x, _, u, v) = cls(), case(size=.8)
-    y, small = m.expmap(x, u), .1 * randn(12, 3, seed=7)
+def functions(m, x, y, u, v): # of a tangent vector z: every map, at a point that moves with it
     move = lambda z: m.expmap(x, m.proju(x, z))
-    fns = [lambda z: m.dist2(move(z), y), lambda z: m.retr(x, z), lambda z: (m.logmap(move(z), y) * v).sum(), lambda z: (m.transp(move(z), y, v) * u).sum(),
-           lambda z: (m.expmap_transp(x, z, v)[1] * u).sum()]
-    for f in fns: assert torch.autograd.gradcheck(f, (small.requires_grad_(),))
-    equal = torch.zeros_like(x).requires_grad_() # all singular values of the tangent vector are equal, and so are the cosines
-    for f in fns: assert torch.autograd.gradcheck(f, (equal,))
+    return {"expmap": lambda z: m.expmap(x, z), "retr": lambda z: m.retr(x, z), "projx": lambda z: m.projx(x + z), "logmap": lambda z: m.logmap(move(z), y),
+            "transp": lambda z: m.transp(move(z), y, v), "expmap_transp": lambda z: m.expmap_transp(x, z, v)[1], "retr_transp": lambda z: m.retr_transp(x, z, v)[1],
+            "dist2": lambda z: m.dist2(move(z), y), "dist": lambda z: m.dist(move(z), y), "geodesic": lambda z: geodesic(move(z), y, .3)}
+
+def places(m): # tangent vectors z, and what `functions` takes: anywhere, where all singular values are equal or zero, and where all angles are
+    x, _, u, v = case(size=.8, n=5, k=2)
+    same = m.expmap(x, .5 * torch.linalg.qr(u)[0])
+    return {"anywhere": (.1 * randn(5, 2, seed=7), (x, m.expmap(x, u), u, v)), "zero": (torch.zeros_like(x), (x, m.expmap(x, u), u, v)),
+            "equal angles": (torch.zeros_like(x), (x, same, u, v)), "equal values": (.4 * torch.linalg.qr(u)[0], (x, same, u, v))}
+
+@pytest.mark.parametrize("place", ["anywhere", "zero", "equal angles", "equal values"])
+def test_derivatives_against_differences(place): # GrassmannExact differs in what it calls a retraction
+    m, weights = Grassmann(), randn(5, 2, seed=11)
+    z, at = places(m)[place]
+    for name, f in functions(m, *at).items():
+        value = lambda z: (f(z) * (1 if name.startswith("dist") else weights)).sum()
+        z = z.clone().requires_grad_()
+        assert torch.autograd.gradcheck(value, (z,), check_forward_ad=True, fast_mode=True), name
+        assert torch.autograd.gradgradcheck(value, (z,), check_fwd_over_rev=True, fast_mode=True), name
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_derivatives_with_respect_to_every_argument(cls):
+    m, (x, _, u, v) = cls(), case(size=.8, n=6, k=2)
+    y = m.expmap(x, u)
+    inputs = [t.clone().requires_grad_() for t in (x, u, v)]
+    for f in (m.expmap_transp, m.retr_transp): assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
+    inputs = [t.clone().requires_grad_() for t in (x, y, v)]
+    for f in (m.transp, lambda x, y, v: m.logmap(x, y)): assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_second_derivatives_on_the_circle(cls): # Gr(1, 2): exp is (cos t, sin t), dist² is t², the polar retraction has tangent t
+    m, x, u = cls(), EYE[:2, :1], EYE[:2, 1:2]
+    t = torch.tensor(.3, dtype=torch.float64)
+    second = lambda f: torch.func.grad(torch.func.grad(f))(t)
+    assert abs(second(lambda t: m.expmap(x, t * u)[1, 0]) + math.sin(.3)) < 1e-14
+    assert abs(second(lambda t: m.dist2(x, m.expmap(x, t * u))) - 2) < 1e-14
+    assert abs(second(lambda t: m.logmap(x, m.expmap(x, t * t * u))[1, 0]) - 2) < 1e-14
+    slope = -math.sin(.3) if cls is GrassmannExact else -3 * .3 * (1 + .09) ** -2.5
+    assert abs(second(lambda t: m.retr(x, t * u)[1, 0]) - slope) < 1e-14
+    with pytest.raises(NotImplementedError, match="first and second"): torch.func.grad(torch.func.grad(torch.func.grad(lambda t: m.expmap(x, t * u)[1, 0])))(t)
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_transforms_of_torch_func(dtype): # each against autograd, one example at a time
+    m, z = Grassmann(), .3 * randn(3, 5, 2, seed=3, dtype=dtype)
+    at = [t.to(dtype) for t in places(m)["anywhere"][1]]
+    at[0], at[1] = m.projx(at[0]), m.projx(at[1])
+    close_ = lambda a, b: torch.allclose(a, b, rtol=1e-8 if dtype == torch.float64 else 3e-3, atol=1e-10 if dtype == torch.float64 else 3e-3)
+    for name, f in functions(m, *at).items():
+        if name == "geodesic": continue # checks the values of its arguments, which a map over them cannot
+        value = lambda z: f(z).square().sum() + f(z).sum()
+        one = lambda g: torch.stack([g(e) for e in z])
+        gradient = lambda e: torch.autograd.grad(value(e), e)[0]
+        slopes = torch.stack([gradient(e.clone().requires_grad_()) for e in z])
+        assert close_(torch.func.vmap(f)(z), one(f)), name
+        assert close_(torch.func.vmap(torch.func.grad(value))(z), slopes), name
+        assert close_(torch.func.vmap(lambda e: torch.func.jvp(value, (e,), (at[3],))[1])(z), (slopes * at[3]).sum((-2, -1))), name
+        hessians = torch.func.vmap(torch.func.hessian(value))(z)
+        assert close_(hessians, torch.stack([torch.autograd.functional.hessian(value, e) for e in z])), name
+        assert close_(torch.func.jacrev(torch.func.grad(value))(z[0]), hessians[0]), name
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("function", ["cos", "sinc", "versin", "rsqrt", "unwind"])
+def test_divided_differences_against_exact_ones(function, k): # of functions, in 40 digits
+    mp = pytest.importorskip("mpmath").mp
+    mp.dps = 40
+    exact = {"cos": lambda w: mp.cos(mp.sqrt(w)), "sinc": lambda w: mp.sin(mp.sqrt(w)) / mp.sqrt(w), "versin": lambda w: (mp.cos(mp.sqrt(w)) - 1) / w,
+             "rsqrt": lambda w: 1 / mp.sqrt(w), "unwind": lambda c: mp.acos(c) / mp.sqrt(1 - c * c)}[function]
+    ours = {"cos": karcher._COS, "sinc": karcher._SINC}.get(function) or getattr(karcher, f"_{function}")
+    shift = {"rsqrt": 1, "unwind": 0}.get(function, .2)
+    for gap in (1e-9, 1e-3, .06, .07, .3):
+        a, b, c = (torch.tensor(shift + .1 + t * gap, dtype=torch.float64) for t in (0, 1, 2.2))
+        A, B, C = (mp.mpf(t.item()) for t in (a, b, c))
+        first = lambda p, q: (exact(p) - exact(q)) / (p - q)
+        assert abs(karcher._difference(ours, a, b).item() / first(A, B) - 1) < 1e-13
+        assert abs(karcher._second_difference(ours, *[(a, b, c), (b, c, a), (c, a, b)][k - 1]).item() / ((first(A, B) - first(B, C)) / (A - C)) - 1) < 1e-11
 
 def test_hessian_of_the_squared_distance():
     m, (x, _, u, v) = Grassmann(), case(size=1.)
@@ -358,3 +426,25 @@ def test_leapfrog_is_reversible():
         with torch.no_grad(): r.sub_(1e-2 * density.x.manifold.egrad2rgrad(density.x, density.x.grad))
         density.x.grad.zero_()
     assert close(density.x, start, torch.float64, 10)
+
+@both
+def test_raw_starts(cls, dtype): # a basis that is not orthonormal, of singular values 2 to 5: the steps land on the manifold, where the subspace is
+    m, x = cls(), randn(12, 3, seed=4, dtype=dtype)
+    u = randn(12, 3, seed=5, dtype=dtype)
+    for y in (m.retr(x, u), m.expmap(x, u), m.retr_transp(x, u, u)[0], m.expmap_transp(x, u, u)[0], m.projx(x)): assert m.check_point_on_manifold(y)
+    assert apart(m.expmap(x, 0 * u), torch.linalg.qr(x)[0]) < STOP[dtype]
+    p, target = geoopt.ManifoldParameter(x.clone(), manifold=m), case(dtype)[0]
+    P = target @ target.mT
+    optimizer = geoopt.optim.RiemannianSGD([p], lr=.1)
+    for _ in range(500):
+        optimizer.zero_grad()
+        (-(p.mT @ P @ p).trace()).backward()
+        optimizer.step()
+    assert m.check_point_on_manifold(p) and apart(p, target) < STOP[dtype]
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_points_of_two_manifolds_are_refused(cls):
+    m, x = cls(), EYE[:, :3]
+    for y in (EYE[:, :2], EYE[:8, :3]):
+        for f in (m.dist, m.dist2, m.logmap, lambda x, y: m.transp(x, y, x), geodesic if y.shape[-2] == 12 else m.dist):
+            with pytest.raises(ValueError, match=r"points of Gr\(3, 12\) and Gr\((2, 12|3, 8)\)"): f(*(x, y, .5) if f is geodesic else (x, y))
