@@ -9,7 +9,7 @@ __all__ = ['app', 'DTYPES', 'FORMATS', 'OUT', 'FORMAT', 'DTYPE', 'RAGGED', 'FORC
            'convert', 'resize', 'demo']
 
 # %% ../nbs/09_cli.ipynb #02e14744
-import contextlib, importlib.metadata, json, re, shutil, sys, tempfile, uuid, warnings
+import contextlib, importlib.metadata, json, re, sys, tempfile, warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -244,21 +244,25 @@ def _means(folder):
     def ours(p): return {q.name for q in p.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"} if p.is_dir() else p.suffix == ".safetensors"
     return [p for p in folder.iterdir() if re.fullmatch(r"mean_\d+(\.safetensors)?", p.name) and ours(p)]
 
+def _put_means(new, out):
+    "The new folder takes the place of the means of an earlier run; what else is there stays"
+    if not out.exists(): return new.rename(out)
+    stale = [p for p in _means(out) if not (new / p.name).exists()]
+    for item in sorted(new.iterdir()):
+        if (target := out / item.name).is_dir(): target.rename(new / f".{item.name}.old")
+        item.replace(target)
+    for p in stale: p.rename(new / f".{p.name}.old")
+
 @contextlib.contextmanager
-def _beside(out):
-    "A folder beside `out`, whose contents take the place of the means there when all is well"
-    out = out.resolve()
-    beside = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if not out.exists(): return beside.rename(out)
-        stale = [p for p in _means(out) if not (beside / p.name).exists()]
-        for item in sorted(beside.iterdir()):
-            if (target := out / item.name).is_dir(): target.rename(beside / f".{item.name}.old")
-            item.replace(target)
-        for p in stale: p.rename(beside / f".{p.name}.old")
-    finally: shutil.rmtree(beside, ignore_errors=True)
+def _folder(out, dry_run=False):
+    "A folder to write means to, which go to `out` when all is well"
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder: yield Path(folder)
+        return
+    from loragrass.writers import beside
+    with beside(out.resolve(), _put_means) as folder:
+        folder.mkdir()
+        yield folder
 
 # %% ../nbs/09_cli.ipynb #563259dd
 def _groups(text)->int|str:
@@ -324,9 +328,9 @@ def merge(
     loras, skipped = _load_together(paths, ctx.obj)
     _spare([out, *([report] if report else [])], loras, force)
     w = _weights(weights, loras)
-    with tempfile.TemporaryDirectory() if dry_run else _beside(out) as folder:
+    with _folder(out, dry_run) as folder:
         result = lg.cluster_merge(loras, k, method, clustering, side, kernel=kernel, rank=rank, weights=w, per_layer=per_layer, rescale=rescale, random_state=seed, progress=sys.stderr.isatty())
-        for mean in _bar(result.means_, "writing"): lg.save(mean, _file(mean, Path(folder), format), format, _dtype(dtype))
+        for mean in _bar(result.means_, "writing"): lg.save(mean, _file(mean, folder, format), format, _dtype(dtype))
         _print_groups(result)
     for mean in result.means_: typer.echo(_plain(f"{'would write' if dry_run else 'wrote'} {_file(mean, out, format)}"))
     told = {"adapters": " ".join(map(str, paths)), **result.parameters, "rank": rank or "the largest of the members'", "weights": weights}
@@ -413,7 +417,7 @@ def demo(out:Annotated[Path, typer.Option("-o", "--out", help="Folder for the me
     _table(_row(lora, lora.to_frame()) | {"adapter": lora.name} for lora in zoo.loras[::5]) # some
     typer.echo("\nNobody tells their tasks, nor how many there are. Grouped by the subspaces of their updates:\n")
     result = lg.cluster_merge(zoo.loras, progress=sys.stderr.isatty())
-    with _beside(out / "means") as folder:
+    with _folder(out / "means") as folder:
         for mean in result.means_: lg.save(mean, _file(mean, folder, None))
     scores = lg.score_groups(result, zoo.loras, zoo.evaluate, zoo.labels.task, progress=sys.stderr.isatty())
     members = result.summary().members

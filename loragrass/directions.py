@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .features import OnModules
 from .kernels import gram
-from .lora_io import LoRA, LoRACollection, LoRAUpdate
+from .lora_io import LoRA, LoRACollection, LoRAUpdate, sides_of
 
 # %% ../nbs/05a_directions.ipynb #ae9430c6
 def _leading(C:Tensor, steps:int=50)->Tensor: # (m, K) columns → (m,)
@@ -62,12 +62,10 @@ class _OnSubspaces(OnModules):
 
     def _bases(self, X)->dict[tuple[str, str], list[Tensor]]: # k = 0 where the update is zero
         "(module, side) → an orthonormal basis (n, k) for each adapter"
-        if self.side not in ("left", "right", "both"): raise ValueError(f"side={self.side!r}; expected 'left', 'right' or 'both'")
-        bases = {}
+        bases, sides = {}, sides_of(self.side)
         for m, updates in self._stream(X):
             svds = [u.svd() for u in updates]
-            if self.side != "right": bases[m, "left"] = [svd.U for svd in svds]
-            if self.side != "left": bases[m, "right"] = [svd.Vh.mT for svd in svds]
+            for side in sides: bases[m, side] = [svd.basis(side) for svd in svds]
         return bases
 
 def _gram(X, Y, kernel=None): # lists of (n, k); kernel None: mean squared cosine

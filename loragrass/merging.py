@@ -124,7 +124,7 @@ RULES |= {
 }
 
 # %% ../nbs/04c_merging.ipynb #0e3e4dd6
-def _leading(X, rank):
+def _common_directions(X, rank):
     "The leading left singular vectors of the N matrices in X (N, p, k), side by side"
     return torch.linalg.svd(X.movedim(0, 1).flatten(1), full_matrices=False)[0][:, :rank]
 
@@ -132,15 +132,15 @@ def _spectral(power):
     def rule(cores, weights, rank):
         U, S, Vh = cores.svds()
         D = (_positive(weights)[:, None] * S ** power).sqrt()[:, None]
-        return _fitted(_leading(U * D, rank), _leading(Vh.mT * D, rank), cores.sum(weights))
+        return _fitted(_common_directions(U * D, rank), _common_directions(Vh.mT * D, rank), cores.sum(weights))
     return rule
 
 def _tucker(M, rank, tol=1e-9, max_iter=200):
     "Bases (p, r), (q, r) that keep the most energy (De Lathauwer, De Moor & Vandewalle 2000, HOOI)"
-    V, kept = _leading(M.mT, rank), 0.0
+    V, kept = _common_directions(M.mT, rank), 0.0
     for _ in range(max_iter):
-        U = _leading(M @ V, rank)
-        V = _leading(M.mT @ U, rank)
+        U = _common_directions(M @ V, rank)
+        V = _common_directions(M.mT @ U, rank)
         kept, before = (U.mT @ M @ V).square().sum(), kept
         if kept - before <= tol * kept: break
     return U, V
@@ -202,7 +202,7 @@ def _polar_quotient(cores, weights, rank, tol=1e-10, max_iter=500):
     U, S, V, w = U[live, :, :k], S[live, :k], Vh.mT[live, :, :k], _positive(weights)[live]
     w = (w / w.sum())[:, None, None]
     polar = lambda X: (lambda P, _, Qh: P @ Qh)(*torch.linalg.svd(X, full_matrices=False))
-    X, Y = polar(_leading(w.sqrt() * torch.cat([U, V], 1), k).view(2, -1, k)) # near the extrinsic mean of both
+    X, Y = polar(_common_directions(w.sqrt() * torch.cat([U, V], 1), k).view(2, -1, k)) # near the extrinsic mean of both
     Q = torch.eye(k).to(U)
     for _ in range(max_iter):
         Q, before = polar(U.mT @ X + V.mT @ Y), Q
@@ -230,7 +230,7 @@ def _coordinates(cores, coordinates):
         return cores.left @ E, (E.mT @ cores.M) @ cores.right.mT, None
     if coordinates != "core": raise ValueError(f"coordinates {coordinates!r}: expected 'left' (KnOTS) or 'core' (Core-TIES)")
     U, S, Vh = cores.svds()
-    E, F = (_leading(X * S.sqrt()[:, None], None) for X in (U, Vh.mT))
+    E, F = (_common_directions(X * S.sqrt()[:, None], None) for X in (U, Vh.mT))
     return cores.left @ E, E.mT @ cores.M @ F, cores.right @ F
 
 def _lifted(left, X, right):
@@ -309,13 +309,13 @@ def _ctm(cores, weights, rank, density=0.25, beta=0.25):
     U, V = _tucker(cores.M * (beta + (1 - beta) * norms.mean() / norms)[:, None, None], rank)
     return U @ _elected(_kept(U.mT @ cores.M @ V, density), weights) @ V.mT
 
-def _factors(updates):
+def _raw_factors(updates):
     "Raw factors with the scale shared by both: [(B (m, r), A (r, n)), …]; an absent update is left out"
     halves = [abs(u.scale) ** 0.5 for u in updates if u is not None]
     return [(u.up.double() * (h if u.scale > 0 else -h), u.down.double() * h) for u, h in zip((u for u in updates if u is not None), halves)]
 
 def _pico(cores, weights, rank):
-    B = [b for b, _ in _factors(cores.updates)]
+    B = [b for b, _ in _raw_factors(cores.updates)]
     U, S, _ = torch.linalg.svd(cores.left.mT @ torch.cat(B, 1), full_matrices=False)
     alpha = 1 / (1 + (len(B) - 1) * S.square() / S.square().sum().clamp_min(1e-300))
     M, norm = U * alpha @ (U.mT @ cores.sum(weights)), weights.abs() @ cores.M.flatten(1).norm(dim=1)
@@ -328,7 +328,7 @@ RULES |= {
 
 # %% ../nbs/04c_merging.ipynb #229a4af3
 def _robust(cores, weights, rank, density=0.2):
-    B, A = zip(*_factors(cores.updates))
+    B, A = zip(*_raw_factors(cores.updates))
     if len({b.shape for b in B}) > 1: raise ValueError(f"ranks {[b.shape[1] for b in B]}: RobustMerge adds factors and needs equal ranks; resize the adapters, or take another rule")
     A, B = torch.stack(A), torch.stack(B)
     trimmed = _kept(A, density)
@@ -338,7 +338,7 @@ def _robust(cores, weights, rank, density=0.2):
     return _thin((_kept(B, density) * w[:, None]).sum(0), trimmed.sum(0))
 
 def _lego(cores, weights, rank, rng=None):
-    factors, here = _factors(cores.updates), [u is not None for u in cores.updates]
+    factors, here = _raw_factors(cores.updates), [u is not None for u in cores.updates]
     units = torch.cat([torch.cat([b.mT, a], 1) for b, a in factors]) # (K, m + n)
     w = _positive(weights)[here].repeat_interleave(torch.tensor([b.shape[1] for b, _ in factors])).cpu()
     k, m = min(rank, len(units)), cores.left.shape[0]

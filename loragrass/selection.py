@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .comparing import Similarity, sides_of, similarity
-from .lora_io import LoRA
+from .comparing import Similarity, similarity
+from .lora_io import LoRA, sides_of
 
 # %% ../nbs/04e_selection.ipynb #d8dcf7ed
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Docs: https://loragrass.github.io/loragrass/subspace_index.html.md"""
 __all__ = ['Nearest', 'Groups', 'SubspaceIndex']
 
 # %% ../nbs/04d_subspace_index.ipynb #b9cce9cd
-import itertools, json, os
+import itertools, json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .clustering import cluster_kernel
-from .comparing import sides_of
-from .lora_io import LoRA
+from .lora_io import LoRA, sides_of
+from .writers import beside
 
 # %% ../nbs/04d_subspace_index.ipynb #190f86d0
 def _unit(update, side, weighted):
@@ -90,16 +90,9 @@ class _Folder:
     def __iter__(self): return ((load_file(self.path / f"{i:05d}.safetensors"), size) for i, size in enumerate(self.sizes))
 
     def append(self, block, names):
-        self.path.mkdir(parents=True, exist_ok=True)
-        _replace(self.path / f"{len(self.sizes):05d}.safetensors", lambda p: save_file({m: X.contiguous() for m, X in block.items()}, p))
+        with beside(self.path / f"{len(self.sizes):05d}.safetensors") as new: save_file({m: X.contiguous() for m, X in block.items()}, new)
         self.names, self.sizes = self.names + names, self.sizes + [len(names)]
-        _replace(self.path / "index.json", lambda p: p.write_text(json.dumps(self.told | {"sizes": self.sizes, "names": self.names})))
-
-def _replace(path, write):
-    "Written beside, then renamed"
-    beside = path.with_name(path.name + ".part")
-    write(beside)
-    os.replace(beside, path)
+        with beside(self.path / "index.json") as new: new.write_text(json.dumps(self.told | {"sizes": self.sizes, "names": self.names}))
 
 # %% ../nbs/04d_subspace_index.ipynb #dfaaf8e8
 class Nearest(NamedTuple):
