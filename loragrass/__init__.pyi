@@ -15,7 +15,7 @@ from .writers import resize as resize, save as save
 from .zoo import Zoo as Zoo, load_zoo as load_zoo, train_zoo as train_zoo
 from .comparing import compare as compare, similarity as similarity
 from .merging import layer_means as layer_means, mean_lora as mean_lora, merge as merge
-from .cluster_merge import cluster as cluster, cluster_merge as cluster_merge
+from .cluster_merge import cluster as cluster, cluster_merge as cluster_merge, score_groups as score_groups
 from .selection import kernel_penalty as kernel_penalty, representatives as representatives, search_combinations as search_combinations
 from .subspace_index import SubspaceIndex as SubspaceIndex
 from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency
@@ -23,5 +23,5 @@ from .features import Information as Information, Norms as Norms, Flat as Flat
 from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
-from .report import html_report as html_report, score_groups as score_groups, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
+from .report import html_report as html_report, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
 from .report import plot_scores as plot_scores, plot_silhouettes as plot_silhouettes

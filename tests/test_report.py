@@ -47,7 +47,7 @@ def test_an_old_report_stays_when_the_new_one_fails(result, tmp_path, monkeypatc
     path = tmp_path / "r.html"
     path.write_text("old")
     def full(*args): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError): lg.html_report(result, path)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
