@@ -1,11 +1,20 @@
 "See what is inside your LoRA adapters: compare, group, average and merge them as subspaces"
 __version__ = "0.1.0"
 
-import sys, types
+import importlib, sys, types, warnings
 import lazy_loader
 
 # names load when first used; `__init__.pyi` is the list of them, for people, type checkers and the loader alike
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+# names that are not here any more, for one release: where to find them
+_MOVED = dict.fromkeys(("polynomial_kernel", "rbf_kernel", "laplace_kernel", "binomial_kernel", "logarithm_kernel", "bc_distance"),
+                       "loragrass.det_kernels")
+
+def __getattr__(name):
+    if name not in _MOVED: return _load(name)
+    warnings.warn(f"loragrass.{name} is now {_MOVED[name]}.{name}", FutureWarning, stacklevel=2)
+    return getattr(importlib.import_module(_MOVED[name]), name)
 
 class _Package(types.ModuleType):
     "Importing the submodule `cluster_merge`, the one that is called like its function, must not hide the function"

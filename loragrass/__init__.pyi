@@ -2,8 +2,6 @@ from .plucker import orthonormalize as orthonormalize, principal_angles as princ
 from .plucker import plucker_inner_product as plucker_inner_product, plucker_relations as plucker_relations, plucker_basis as plucker_basis
 from .kernels import distance as distance, pairwise_distances as pairwise_distances, GrassmannKernel as GrassmannKernel, gram as gram
 from .kernels import kernel_health as kernel_health, KernelDegenerateWarning as KernelDegenerateWarning
-from .det_kernels import polynomial_kernel as polynomial_kernel, rbf_kernel as rbf_kernel, laplace_kernel as laplace_kernel
-from .det_kernels import binomial_kernel as binomial_kernel, logarithm_kernel as logarithm_kernel, bc_distance as bc_distance
 from .karcher import Grassmann as Grassmann, GrassmannExact as GrassmannExact, KarcherMean as KarcherMean, NonUniqueMeanWarning as NonUniqueMeanWarning
 from .karcher import chordal_mean as chordal_mean, geodesic as geodesic, karcher_mean as karcher_mean
 from .means import flag_mean as flag_mean, karcher_median as karcher_median, principal_geodesics as principal_geodesics, streaming_mean as streaming_mean

@@ -2,9 +2,11 @@
 import math, warnings
 from functools import partial
 
+import loragrass as lg
 import numpy as np
 import pytest
 import torch
+from loragrass import det_kernels
 from loragrass.det_kernels import bc_distance, binomial_kernel, laplace_kernel, logarithm_kernel, polynomial_kernel, rbf_kernel
 from loragrass.kernels import (BOUNDS, EMBEDDINGS, FORMS, KERNELS, METRICS, Embedding, Form, GrassmannKernel, KernelDegenerateWarning, _overlap, _projector_gram,
                                distance, gram, kernel_health, named_kernel, pairwise_distances)
@@ -245,6 +247,12 @@ def test_indefiniteness_is_seen_among_many():
     (lambda: kernel_health(torch.ones(1, 1)), "N ≥ 2"), (lambda: kernel_health(torch.full((2, 2), math.nan)), "4 entries of K are NaN")])
 def test_errors_say_what_came_and_what_to_do(f, message):
     with pytest.raises(ValueError, match=message): f()
+
+@pytest.mark.parametrize("name", ["polynomial_kernel", "rbf_kernel", "laplace_kernel", "binomial_kernel", "logarithm_kernel", "bc_distance"])
+def test_what_is_no_kernel_is_not_among_them(name):
+    assert name not in dir(lg) and name not in lg.__all__
+    with pytest.warns(FutureWarning, match=f"now loragrass.det_kernels.{name}") as seen: f = getattr(lg, name)
+    assert f is getattr(det_kernels, name) and seen[0].filename == __file__
 
 @pytest.mark.parametrize("f", SOURCE)
 def test_source_functions_on_stacks_and_any_basis(f):
