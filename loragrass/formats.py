@@ -141,7 +141,7 @@ class _Reading:
             self.fail(f"lora_adapter_metadata of the header, which tells the scale, has over {limits['metadata']:,} characters; raise the limit with "
                 "limits={'metadata': …}", "E14")
         configs = {"": config} if config else header_configs(self.file.metadata, self.fail)
-        self.scales, self.deadline = Scales(configs, options.alpha, options.scale, self.tick), time.monotonic() + _PATIENCE
+        self.scales, self.deadline = Scales(configs, options.alpha, options.scale, self.tick), time.thread_time() + _PATIENCE
         self.modules:dict[str, dict] = {} # as the file spells them → (kind, role) → key
         self.shared:dict[str, str] = {} # projections that all modules of a VeRA share, by role
         self.kept:list[str] = [] # keys that are no low-rank update
@@ -155,10 +155,10 @@ class _Reading:
     def fail(self, text, code, key=None): raise LoRAFormatError(text, self.path, key, code)
 
     def tick(self):
-        if time.monotonic() > self.deadline:
-            self.fail(f"rank_pattern and alpha_pattern take over {_PATIENCE} s to match; write them with fewer repetitions", "E14")
+        if time.thread_time() > self.deadline:
+            self.fail(f"rank_pattern and alpha_pattern take over {_PATIENCE} s to match; write fewer or shorter ones", "E14")
 
-_PATIENCE = 20 # s for the patterns of one adapter
+_PATIENCE = 10 # CPU seconds for the patterns of one adapter
 
 # %% ../nbs/03d_formats.ipynb #d5528adc
 def _sort(reading):
