@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from loragrass.clustering import GrassmannKMeans, KernelKMeans, cluster_kernel
+from loragrass.clustering import CLUSTERINGS, Clustering, GrassmannKMeans, KernelKMeans, cluster_kernel
 from loragrass.kernels import GrassmannKernel, KernelDegenerateWarning, gram
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
@@ -124,12 +124,12 @@ def test_every_empty_group_takes_a_point_of_its_own():
 
 # ---- any kernel matrix
 
-@pytest.mark.parametrize("method", ["spectral", "agglomerative", "kernel_kmeans", "hdbscan"])
-def test_every_method_finds_plain_blocks_in_any_order(method):
+@pytest.mark.parametrize("clustering", CLUSTERINGS)
+def test_every_clustering_finds_plain_blocks_in_any_order(clustering):
     truth = np.repeat([0, 1, 2], 5)
     order = np.random.default_rng(0).permutation(15)
     K = (0.05 + 0.6 * np.equal.outer(truth, truth) + 0.35 * np.eye(15))[np.ix_(order, order)]
-    for k in (3, "auto"): assert adjusted_rand_score(truth[order], cluster_kernel(K, k, method).labels) == 1
+    for k in (3, "auto"): assert adjusted_rand_score(truth[order], cluster_kernel(K, k, clustering).labels) == 1
 
 @pytest.mark.filterwarnings("ignore::loragrass.kernels.KernelDegenerateWarning")
 @pytest.mark.parametrize("N, says", [(1, ""), (2, "too few"), (3, "too few"), (8, "stands out")])
@@ -145,7 +145,16 @@ def test_cluster_kernel_refuses(K, params, message):
     with pytest.raises(ValueError, match=message): cluster_kernel(K, **params)
 
 def test_hdbscan_says_that_it_was_not_asked():
-    assert "n_clusters=3 was not used" in cluster_kernel(PLAIN, 3, "hdbscan").note and not cluster_kernel(PLAIN, method="hdbscan").note
+    assert "n_clusters=3 was not used" in cluster_kernel(PLAIN, 3, "hdbscan").note and not cluster_kernel(PLAIN, clustering="hdbscan").note
+
+def test_a_way_of_grouping_is_a_row(monkeypatch):
+    monkeypatch.setitem(CLUSTERINGS, "halves", Clustering(lambda M, **_: lambda k, n_init=1: np.arange(len(M)) * k // len(M)))
+    assert (cluster_kernel(PLAIN, 2, "halves").labels == np.repeat([0, 1], 15)).all() and cluster_kernel(PLAIN, clustering="halves").silhouette is not None
+    with pytest.raises(ValueError, match="expected one of spectral, agglomerative, kernel_kmeans, hdbscan, halves"): cluster_kernel(PLAIN, 2, "none")
+
+def test_the_old_keyword_is_taken_and_warned_of():
+    with pytest.warns(FutureWarning, match="method= of cluster_kernel.. is now clustering=") as seen: found = cluster_kernel(PLAIN, 3, method="agglomerative")
+    assert (found.labels == cluster_kernel(PLAIN, 3, clustering="agglomerative").labels).all() and seen[0].filename == __file__
 
 def test_tensors_of_any_precision():
     K = gram(planted())
@@ -159,7 +168,7 @@ NONE = gram(LINES, kernel=GrassmannKernel("linear", "plucker", abs_det=True))
 NOTHING = torch.eye(24) + .2
 PLAIN = gram(planted())
 
-@pytest.mark.parametrize("group", [lambda K: cluster_kernel(K), lambda K: cluster_kernel(K, 3), lambda K: cluster_kernel(K, 3, "kernel_kmeans"), lambda K: cluster_kernel(K, method="hdbscan"),
+@pytest.mark.parametrize("group", [lambda K: cluster_kernel(K), lambda K: cluster_kernel(K, 3), lambda K: cluster_kernel(K, 3, "kernel_kmeans"), lambda K: cluster_kernel(K, clustering="hdbscan"),
                                    lambda K: KernelKMeans(3).fit(K), lambda K: KernelKMeans(3).fit_predict(K), lambda K: cluster_kernel(torch.block_diag(torch.zeros(1, 1), K), 3)])
 @pytest.mark.parametrize("K, said", [(NONE, "indefinite"), (NOTHING, "degenerate"), (PLAIN, None), (torch.eye(30) + .03 * PLAIN, None), (torch.eye(2), None)], ids=["none", "nothing", "plain", "diagonal", "two"])
 def test_warns_once_at_the_line_that_asked(group, K, said):
