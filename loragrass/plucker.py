@@ -40,7 +40,8 @@ def orthonormalize(
 
 def _leading(A, rank, rtol):
     n, k = A.shape[-2:]
-    if rank not in range(1, min(n, k) + 1): raise ValueError(f"rank={rank} of a {n} × {k} matrix; expected 1 … {min(n, k)}")
+    if rank not in range(1, min(n, k) + 1):
+        raise ValueError(f"rank={rank} of a {n} × {k} matrix; expected 1 … {min(n, k)}")
     U, S, _ = torch.linalg.svd(A, full_matrices=False)
     _check_rank(S.detach(), int(rank), rtol)
     return U[..., :int(rank)]
@@ -53,8 +54,8 @@ def _check_rank(S, rank, rtol): # S (..., min(n, k)), descending
     if not bad.any(): return
     which = f"A{first_true(bad)}" if S.ndim > 1 else "A"
     found = int(full[bad].sum(-1)[0])
-    raise ValueError(f"{which} has {found} independent columns (singular values above {rtol:.1e} of the largest), not {rank}; "
-                     "leave the dependent ones out, or pass rank= to keep fewer directions")
+    raise ValueError(f"{which} has {found} independent columns (singular values above {rtol:.1e} of the largest), "
+                     f"not {rank}; leave the dependent ones out, or pass rank= to keep fewer directions")
 
 # %% ../nbs/00_plucker.ipynb #3442c0ae
 def principal_angles(
@@ -84,8 +85,9 @@ def _subsets(n:int, k:int)->Tensor: # (C(n, k), k)
 def _faces(n:int, k:int)->Tensor: # (C(n, k), k)
     "[I, a]: the place of I without its a-th element among the (k−1)-subsets"
     I = _subsets(n, k).numpy()
-    later = np.array([[comb(n - 1 - c, k - 1 - j) for j in range(k - 1)] for c in range(n)], dtype=np.int64).reshape(n, k - 1)
-    place = [comb(n, k - 1) - 1 - later[np.delete(I, a, 1), range(k - 1)].sum(-1) for a in range(k)] # the combinatorial number system
+    later = [[comb(n - 1 - c, k - 1 - j) for j in range(k - 1)] for c in range(n)] # the combinatorial number system
+    later = np.array(later, dtype=np.int64).reshape(n, k - 1)
+    place = [comb(n, k - 1) - 1 - later[np.delete(I, a, 1), range(k - 1)].sum(-1) for a in range(k)]
     return torch.from_numpy(np.stack(place, 1))
 
 # %% ../nbs/00_plucker.ipynb #ef3b45f3
@@ -102,12 +104,14 @@ def plucker_embedding(
         p = torch.stack([(-1) ** (a + j) * X[..., I[:, a], j] * p[..., faces[:, a]] for a in range(j + 1)]).sum(0)
     volume = p.detach().norm(dim=-1) / X.detach().norm(dim=-2).prod(-1) # of the parallelepiped of unit columns
     if not (volume > 4 * k * torch.finfo(X.dtype).eps).all():
-        raise ValueError(f"the columns of X are dependent or NaN (volume {float(volume.min()):.1e} of a box): minors would be rounding; pass orthonormalize(X)")
+        raise ValueError(f"the columns of X are dependent or NaN (volume {float(volume.min()):.1e} of a box): "
+                         "minors would be rounding; pass orthonormalize(X)")
     return p
 
 def _minors(X): # where k > n/2 the shorter minors outnumber the ones asked for: determinants, in blocks
-    k = X.shape[-1]
-    return torch.cat([torch.linalg.det(X[..., I.to(X.device), :]) for I in _subsets(X.shape[-2], k).split(max(1, (1 << 22) // k**2))], -1)
+    n, k = X.shape[-2:]
+    blocks = _subsets(n, k).split(max(1, (1 << 22) // k**2))
+    return torch.cat([torch.linalg.det(X[..., I.to(X.device), :]) for I in blocks], -1)
 
 def _check_dimensions(n, k):
     if not 0 < k <= n: raise ValueError(f"{k} columns in ℝ^{n}; expected 1 ≤ k ≤ n")
@@ -115,17 +119,20 @@ def _check_dimensions(n, k):
 def _check_size(n, k):
     _check_dimensions(n, k)
     if comb(n, k) > 1_000_000:
-        raise ValueError(f"C({n}, {k}) = {comb(n, k):.3g} coordinates, more than 1e6; plucker_inner_product(X, Y, log=True) and the kernels need none of them")
+        raise ValueError(f"C({n}, {k}) = {comb(n, k):.3g} coordinates, more than 1e6; "
+                         "plucker_inner_product(X, Y, log=True) and the kernels need none of them")
 
 # %% ../nbs/00_plucker.ipynb #b691221e
 def plucker_relations(
     p, # (..., C(n, k)) coordinates
     n:int, # ambient dimension
     k:int, # subspace dimension
-)->Tensor: # (..., C(n, k−1), C(n, k+1)) residuals: all zero exactly when p belongs to a subspace
+)->Tensor: # (..., C(n, k−1), C(n, k+1)) residuals: all zero exactly when p belongs to a subspace, or is 0
     "The quadratic Plücker relations Σ_b ± p_{A∪b} p_{B∖b} (Hodge & Pedoe 1947, ch. VII)"
     p, size = _coordinates(p, n, k), comb(n, k - 1) * comb(n, k + 1)
-    if size > 1e8: raise ValueError(f"Gr({k}, {n}) has {size:.1e} relations, more than 1e8; plucker_basis(p, n, k) decides without them")
+    if size > 1e8:
+        raise ValueError(f"Gr({k}, {n}) has {size:.1e} relations, more than 1e8; "
+                         "plucker_basis(p, n, k) decides without them")
     B, W = torch.arange(comb(n, k + 1), device=p.device), p.new_zeros(*p.shape[:-1], n, comb(n, k + 1))
     for a in range(k + 1 if k < n else 0): # W[b, B] = ± p_{B∖b}
         W[..., _subsets(n, k + 1)[:, a].to(p.device), B] = (-1) ** a * p[..., _faces(n, k + 1)[:, a].to(p.device)]
@@ -135,12 +142,13 @@ def plucker_relations(
 def _coordinates(p, n, k):
     p = as_real(p, "p", 1)
     _check_size(n, k)
-    if p.shape[-1:] != (comb(n, k),): raise ValueError(f"coordinates of shape {tuple(p.shape)}; Gr({k}, {n}) has C({n}, {k}) = {comb(n, k)} of them")
-    return p
+    if p.shape[-1:] == (comb(n, k),): return p
+    raise ValueError(f"coordinates of shape {tuple(p.shape)}; Gr({k}, {n}) has C({n}, {k}) = {comb(n, k)} of them")
 
 def _contract(p, n, k): # (..., n, C(n, k−1)): [i, A] = ± p_{A∪i}
     M = p.new_zeros(*p.shape[:-1], n, comb(n, k - 1))
-    for a in range(k): M[..., _subsets(n, k)[:, a].to(p.device), _faces(n, k)[:, a].to(p.device)] = (-1) ** a * p
+    for a in range(k):
+        M[..., _subsets(n, k)[:, a].to(p.device), _faces(n, k)[:, a].to(p.device)] = (-1) ** a * p
     return M
 
 # %% ../nbs/00_plucker.ipynb #bb67fc01
@@ -157,7 +165,8 @@ def plucker_basis(
     S, U = torch.linalg.eigh((M @ M.mT).nan_to_num())
     error = (S - (torch.arange(n, device=p.device) >= n - k).to(S)).abs()
     if not (error <= (torch.finfo(p.dtype).eps ** .5 if atol is None else atol)).all():
-        raise ValueError(f"p belongs to no subspace: its projector has eigenvalues {float(error.max()):.1e} away from 0 and 1; raise atol for a subspace near it")
+        raise ValueError(f"p belongs to no subspace: its projector has eigenvalues {float(error.max()):.1e} away "
+                         "from 0 and 1; raise atol for a subspace near it")
     X = U[..., n - k:]
     flip = torch.where((plucker_embedding(X) * p).sum(-1) < 0, -1, 1)[..., None, None]
     return torch.cat([X[..., :1] * flip, X[..., 1:]], -1)
@@ -170,7 +179,9 @@ def plucker_inner_product(
 )->Tensor|tuple[Tensor, Tensor]: # (...), signed
     "det(XᵀY), the inner product of the Plücker coordinates (Cauchy–Binet), without computing them"
     X, Y = as_pair(X, Y, as_real)
-    if X.shape[-1] != Y.shape[-1]: raise ValueError(f"dimensions differ: {X.shape[-1]} and {Y.shape[-1]}; det(XᵀY) needs one k (principal_angles does not)")
+    if X.shape[-1] != Y.shape[-1]:
+        raise ValueError(f"dimensions differ: {X.shape[-1]} and {Y.shape[-1]}; "
+                         "det(XᵀY) needs one k (principal_angles does not)")
     M = X.mT @ Y
     if not log: return torch.linalg.det(M.double()).to(M.dtype)
     sign, logdet = torch.linalg.slogdet(M.double())

@@ -197,3 +197,26 @@ def test_inner_product_where_the_determinant_underflows():
 
 def test_expected_log_det2_known_values(): # lines in the plane: the mean of log cos² is −2 log 2
     assert expected_log_det2(2, 1) == pytest.approx(-2 * math.log(2), abs=1e-14) and expected_log_det2(5, 5) == 0
+
+def test_planes_are_pairs_of_points_on_spheres(): # for α + β ≤ π half of it is the larger angle, beyond it π less that
+    X, Y = orthonormalize(randn(200, 4, 2)), orthonormalize(randn(200, 4, 2, seed=1))
+    def spheres(Z):
+        p01, p02, p03, p12, p13, p23 = plucker_embedding(Z).unbind(-1)
+        return torch.stack([p01 + p23, p02 - p13, p03 + p12], -1), torch.stack([p01 - p23, p02 + p13, p03 - p12], -1)
+    alpha, beta = ((a * b).sum(-1).clamp(-1, 1).acos() for a, b in zip(spheres(X), spheres(Y)))
+    larger = torch.where(alpha + beta <= math.pi, (alpha + beta) / 2, math.pi - (alpha + beta) / 2)
+    angles = torch.stack([(alpha - beta).abs() / 2, larger], -1)
+    assert torch.allclose(angles, principal_angles(X, Y), atol=1e-7) and 20 < (alpha + beta > math.pi).sum() < 180
+
+def test_zero_satisfies_the_relations_and_is_no_subspace():
+    assert (plucker_relations(torch.zeros(20), 6, 3) == 0).all()
+    with pytest.raises(ValueError, match="belongs to no subspace"): plucker_basis(torch.zeros(20), 6, 3)
+
+ODD = {"backwards": lambda A: A[::-1, ::-1], "big-endian": lambda A: A.astype(">f8"), "longdouble": lambda A: A.astype(np.longdouble), "list": lambda A: A.tolist()}
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("f", [orthonormalize, lambda A: orthonormalize(A, rank=2), plucker_embedding, lambda A: plucker_inner_product(A, A), lambda A: principal_angles(A, A),
+                               lambda A: plucker_relations(np.asarray(A)[:, 0], 7, 1), lambda A: plucker_basis(np.asarray(A)[:, 0], 7, 1)])
+def test_arrays_as_people_have_them(f, odd):
+    A = np.linalg.qr(np.random.default_rng(0).normal(size=(7, 3)))[0]
+    with torch.device("meta"): assert f(odd(A)).equal(f(np.array(odd(A), dtype=float, order="C"))) # and on the CPU, whatever the default
