@@ -11,6 +11,7 @@ __all__ = ['as_real', 'check_finite', 'first_true', 'as_array', 'as_basis', 'che
 # %% ../nbs/00a_checks.ipynb #87b411cb
 import functools, sys, warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def first_true(
 def as_array(
     K, # tensor of any precision and device, or anything else
     name:str="K", # what errors call it
-): # NumPy array, where a tensor came
+)->Any: # NumPy array, where a tensor came
     "A tensor as an array"
     return as_real(K, name, 0).detach().cpu().numpy() if isinstance(K, Tensor) else K
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from loragrass import det_kernels
 from loragrass.det_kernels import bc_distance, binomial_kernel, laplace_kernel, logarithm_kernel, polynomial_kernel, rbf_kernel
-from loragrass.kernels import (BOUNDS, EMBEDDINGS, FORMS, KERNELS, METRICS, Embedding, Form, GrassmannKernel, KernelDegenerateWarning, _overlap, _projector_gram,
-                               distance, gram, kernel_health, named_kernel, pairwise_distances)
+from loragrass.kernels import (BOUNDS, EMBEDDINGS, FORMS, KERNELS, METRICS, Embedding, Form, GrassmannKernel, KernelDegenerateWarning, _projector_gram, distance,
+                               gram, kernel_health, named_kernel, overlap, pairwise_distances)
 from loragrass.plucker import orthonormalize, principal_angles
 
 def rand(N, n, k, seed=0, dtype=torch.float64):
@@ -134,7 +134,7 @@ def test_weights():
 def test_both_routes_of_the_overlap(N, n, k, M, l):
     X, Y = rand(N, n, k), rand(M, n, l, seed=1)
     loop = torch.einsum("ank,bnl->abkl", X, Y).square().sum((-2, -1))
-    for route in (_overlap, _projector_gram):
+    for route in (overlap, _projector_gram):
         assert torch.allclose(route(X, Y), loop) and torch.allclose(route(X), route(X, X)) and torch.equal(route(X), route(X).T)
 
 def test_tiles_cover_every_pair(): # more than one tile, none of full size
@@ -193,7 +193,7 @@ def test_determinant_kernels_say_so_before(name, n, k, dtype, warned):
 
 def test_det_regularized_between_projection_and_determinant():
     X = rand(12, 6, 2)
-    T, K, det2 = _overlap(X), lambda tau: gram(X, kernel="det_regularized", tau=tau), gram(X, kernel="binet_cauchy")
+    T, K, det2 = overlap(X), lambda tau: gram(X, kernel="det_regularized", tau=tau), gram(X, kernel="binet_cauchy")
     assert torch.allclose((K(1e-5) - 1) / 1e-5, T - 2, atol=1e-4) and torch.allclose(K(1e8), det2, atol=1e-6)
 
 # kernel_health
@@ -217,7 +217,7 @@ def test_verdicts(K, kwargs, verdict):
 
 def test_health_knows_the_chance_level():
     n, k = 60, 3
-    T = _overlap(rand(200, n, k))[tuple(torch.triu_indices(200, 200, 1))] / k
+    T = overlap(rand(200, n, k))[tuple(torch.triu_indices(200, 200, 1))] / k
     health = kernel_health(wishart(), n=n, k=k)
     assert abs(T.mean() - health.chance) < 5 * health.chance_std / 100 and abs(T.std() / health.chance_std - 1) < .1
     assert health.log10_det2 < 0 and f"Gr({k}, {n})" in health.advice and kernel_health(wishart()).chance is None
@@ -287,7 +287,7 @@ def test_a_row_is_all_that_a_kernel_takes(more_rows):
     c = torch.linalg.svdvals(X.mT[:, None] @ X).square()
     t = c[..., 0] * c[..., 1] + c[..., 0] * c[..., 2] + c[..., 1] * c[..., 2]
     assert torch.allclose(gram(X, kernel="pairs_polynomial"), ((1 + t) / 4) ** 2) and torch.allclose(gram(X, kernel="pairs_laplace", beta=2.), (-2 * (3 - t).clamp(min=0).sqrt()).exp(), atol=1e-6)
-    assert torch.allclose(gram(X, kernel="projection_cauchy", beta=.5), 1 / (1 + .5 * (3 - _overlap(X))))
+    assert torch.allclose(gram(X, kernel="projection_cauchy", beta=.5), 1 / (1 + .5 * (3 - overlap(X))))
     for name in (k for k in KERNELS if "pairs" in k or k.endswith("_cauchy") and k != "binet_cauchy"): # the laws of every kernel
         test_a_change_of_basis_and_a_rotation_of_everything_change_nothing(partial(gram, kernel=name))
         test_one_collection_is_that_collection_twice(name)
@@ -336,3 +336,12 @@ def test_mixed_dimensions_are_said_where_a_default_follows_them(name, said):
             gram(X, Y, kernel=name)
             gram(X, Y, kernel=name, **{k: 20. for k in ("beta", "tau")})
         assert len(seen) == bool(expected) and all(f"the default of {expected} follows" in str(w.message) and w.filename == __file__ for w in seen)
+
+ODD = {"backwards": lambda A: A[..., ::-1, ::-1], "big-endian": lambda A: A.astype(">f8"), "longdouble": lambda A: A.astype(np.longdouble)}
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("f", [gram, pairwise_distances, lambda A: gram(list(A), A), lambda A: distance(A[0], A[1]), lambda A: GrassmannKernel().fit(A)(A), lambda A: GrassmannKernel().log_similarity(A),
+                               lambda A: gram(A, weights=np.abs(A[:, 0])), lambda A: torch.tensor(kernel_health(A[0].T @ A[0]).eig_ratio), lambda A: polynomial_kernel(A, A, 2, 3)])
+def test_arrays_as_people_have_them(f, odd):
+    A = rand(4, 9, 3).numpy()
+    assert torch.allclose(f(odd(A)), f(np.array(odd(A), dtype=float, order="C")), atol=1e-14)
