@@ -4,9 +4,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from loragrass import clustering
 from loragrass.clustering import CLUSTERINGS, Clustering, GrassmannKMeans, KernelKMeans, cluster_kernel
+from loragrass.karcher import GrassmannExact
 from loragrass.kernels import GrassmannKernel, KernelDegenerateWarning, gram
+from loragrass.plucker import orthonormalize
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -44,6 +48,17 @@ def test_new_points_go_where_their_copies_are():
     fitted = KernelKMeans(3).fit(K)
     assert (fitted.predict(K[::3]) == fitted.predict(K)[::3]).all() and clone(fitted).n_clusters == 3
 
+def test_kernel_weights_are_repetitions():
+    K, w = kernel(), np.arange(30) % 4
+    many = np.repeat(np.arange(30), w)
+    a, b = KernelKMeans(4, n_init=60).fit(K, sample_weight=w), KernelKMeans(4, n_init=60).fit(K[np.ix_(many, many)])
+    assert np.isclose(a.inertia_, b.inertia_) and adjusted_rand_score(a.labels_[many], b.labels_) == 1 and (a.predict(K) == a.labels_).all()
+    assert np.isclose(a.inertia_, J(K[np.ix_(many, many)], a.labels_[many])) and np.isclose(KernelKMeans(4).fit(K, sample_weight=np.full(30, 2.5)).inertia_, 2.5 * KernelKMeans(4).fit(K).inertia_)
+    for x in np.flatnonzero(w): # no move of one point, with all that it weighs, is better
+        for c in range(4):
+            moved = a.labels_.copy(); moved[x] = c
+            assert J(K[np.ix_(many, many)], moved[many]) >= a.inertia_ - 1e-9
+
 @pytest.mark.parametrize("K, params", [(np.ones((2, 3)), {}), (np.triu(np.ones((3, 3))), {}), (np.eye(3), {"n_clusters": 4}), (np.eye(9), {"init": "best"}), (np.eye(9), {"n_clusters": 2.5}), (np.eye(9), {"n_init": 0}), (np.eye(9), {"max_iter": 0})])
 def test_refuses(K, params):
     with pytest.raises(ValueError, match="shape|n_clusters|init|max_iter"): KernelKMeans(**params).fit(K)
@@ -67,6 +82,19 @@ TRUTH = np.arange(30) % 3
 @pytest.mark.parametrize("params", [{}, {"centers": "karcher"}, {"init": "random", "n_init": 10}, {"batch_size": 8, "max_iter": 20}, {"batch_size": 8, "max_iter": 20, "centers": "karcher"},
                                     {"assign": "kernel"}, {"assign": "kernel", "kernel": "binet_cauchy", "centers": "karcher"}], ids=str)
 class TestGrassmannKMeans:
+    def test_another_default_device_changes_nothing(self, params):
+        if params.get("centers") == "karcher": return # whose means are 02's
+        X = planted()
+        with torch.device("meta"): model = GrassmannKMeans(3, **params).fit(X, sample_weight=np.ones(30)) # what is made without the input's device fails to mix
+        assert (model.labels_ == GrassmannKMeans(3, **params).fit(X).labels_).all() and isinstance(model.labels_, np.ndarray)
+        with torch.device("meta"): assert (model.predict(X) == model.labels_).all() and model.transform(X).shape == (30, 3)
+    def test_weights_are_repetitions(self, params):
+        if "batch_size" in params: return # other batches
+        X, w = planted(), np.arange(30) % 4
+        model = GrassmannKMeans(3, **params).fit(X, sample_weight=w)
+        again = GrassmannKMeans(3, init=model.cluster_centers_, **{k: v for k, v in params.items() if k not in ("init", "n_init")}).fit(X.repeat_interleave(torch.tensor(w), 0))
+        assert (model.labels_.repeat(w) == again.labels_).all() and again.inertia_ == pytest.approx(model.inertia_, rel=1e-4) and again.n_iter_ <= 2
+        assert adjusted_rand_score(TRUTH, model.labels_) == 1
     def test_planted_groups(self, params):
         X = planted()
         model = GrassmannKMeans(3, **params).fit(X)
@@ -77,6 +105,61 @@ class TestGrassmannKMeans:
         X = [planted(), planted(n=14, seed=1)]
         model = GrassmannKMeans(3, **params).fit(X)
         assert adjusted_rand_score(TRUTH, model.labels_) == 1 and [c.shape for c in model.cluster_centers_] == [(3, 20, 3), (3, 14, 3)]
+
+def simulated(sizes, theta, n=64, k=8, seed=0):
+    g, labels = torch.Generator().manual_seed(seed), np.repeat(np.arange(len(sizes)), sizes)
+    x = orthonormalize(torch.randn(len(sizes), n, k, dtype=torch.float64, generator=g))[labels]
+    v = torch.randn(len(labels), n, k, dtype=torch.float64, generator=g)
+    v = v - x @ (x.mT @ v)
+    return GrassmannExact().expmap(x, theta * v / torch.linalg.matrix_norm(v, 2)[:, None, None]), labels
+
+@pytest.mark.parametrize("sizes, theta, n, k, least", [((60, 6, 6), 1., 64, 8, 1), ((60, 6, 6), 1., 32, 4, .98), ((20,) * 4, 1.4, 64, 8, .88), ((20,) * 4, 1.4, 256, 16, .98), ((50, 10, 5, 5), 1.1, 64, 8, .98)])
+def test_reaches_what_spectral_reaches(sizes, theta, n, k, least):
+    for seed in range(3):
+        X, truth = simulated(sizes, theta, n, k, seed)
+        found, spectral = GrassmannKMeans(len(sizes)).fit(X), cluster_kernel(gram(X), len(sizes)).labels
+        assert adjusted_rand_score(truth, found.labels_) >= min(least, adjusted_rand_score(truth, spectral)) - 1e-9
+
+def test_labels_are_those_of_the_last_centres_and_a_stop_is_said():
+    X, _ = simulated((20,) * 4, 1.4)
+    with pytest.warns(ConvergenceWarning, match="GrassmannKMeans stopped at max_iter=1") as seen: model = GrassmannKMeans(4, init="random", n_init=1, max_iter=1).fit(X)
+    assert (model.labels_ == model.predict(X)).all() and seen[0].filename == __file__ and model.inertia_ == pytest.approx((model.transform(X) ** 2).min(1).sum())
+    K = kernel(200)
+    with pytest.warns(ConvergenceWarning, match="KernelKMeans stopped at max_iter=1"): KernelKMeans(8, n_init=1, max_iter=1).fit(K)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        GrassmannKMeans(4).fit(X), GrassmannKMeans(4, batch_size=20, max_iter=2).fit(X), KernelKMeans(8).fit(K) # batches have no end
+
+def test_a_spectral_start_from_a_sample(monkeypatch):
+    monkeypatch.setattr(clustering, "SAMPLE", 40)
+    X, truth = simulated((60, 50, 40), 1.)
+    assert adjusted_rand_score(truth, GrassmannKMeans(3).fit_predict(X)) == 1
+
+def test_kernel_of_the_fit_is_the_kernel_of_new_points(): # its default follows the largest dimension
+    X = [x[:, :3 - i % 3] for i, x in enumerate(planted((3, 2, 1)))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = GrassmannKMeans(3, assign="kernel", kernel="projection_rbf").fit(X)
+        assert [int(model.predict([x])[0]) for x in X] == model.labels_.tolist()
+
+def test_other_devices_get_their_labels_there(): # no second device here: what is said of one
+    labels = torch.arange(3)
+    assert clustering._as_input(labels, [torch.empty(3, device="meta")]).device.type == "meta" and clustering._as_input(labels.numpy(), torch.empty(3, device="meta")).device.type == "meta"
+    assert isinstance(clustering._as_input(labels, labels), np.ndarray) and isinstance(clustering._as_input(labels, np.ones(3)), np.ndarray)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_cuda():
+    X, truth = simulated((20,) * 3, 1.)
+    for params in ({}, {"centers": "karcher"}, {"batch_size": 20, "max_iter": 20}, {"init": "k-means++"}, {"assign": "kernel"}):
+        model = GrassmannKMeans(3, **params).fit(X.cuda(), sample_weight=np.ones(60))
+        assert model.labels_.is_cuda and model.predict(X.cuda()).is_cuda and model.transform(X.cuda()).is_cuda and adjusted_rand_score(truth, model.labels_.cpu()) == 1
+    model = KernelKMeans(3).fit(gram(X.cuda()))
+    assert model.labels_.is_cuda and model.predict(gram(X.cuda())).equal(model.labels_) and adjusted_rand_score(truth, model.labels_.cpu()) == 1
+
+@pytest.mark.parametrize("w, message", [(np.ones(29), "shape .29"), (-np.ones(30), "≥ 0"), (np.zeros(30), "at least one non-zero"), (np.full(30, np.nan), "finite"), (["a"] * 30, "expected numbers"), (np.eye(30)[0] + np.eye(30)[1], "n_clusters=3: expected 1 … 2")])
+def test_weights_that_are_none(w, message):
+    for model, X in ((GrassmannKMeans(3), planted()), (KernelKMeans(3), kernel())):
+        with pytest.raises(ValueError, match=message): model.fit(X, sample_weight=w)
 
 def test_different_dimensions(): assert adjusted_rand_score(TRUTH, GrassmannKMeans(3).fit_predict(planted((3, 2, 1)))) == 1
 
@@ -155,6 +238,27 @@ def test_a_way_of_grouping_is_a_row(monkeypatch):
 def test_the_old_keyword_is_taken_and_warned_of():
     with pytest.warns(FutureWarning, match="method= of cluster_kernel.. is now clustering=") as seen: found = cluster_kernel(PLAIN, 3, method="agglomerative")
     assert (found.labels == cluster_kernel(PLAIN, 3, clustering="agglomerative").labels).all() and seen[0].filename == __file__
+
+@pytest.mark.filterwarnings("ignore::loragrass.kernels.KernelDegenerateWarning")
+@pytest.mark.parametrize("normalized", [True, False])
+def test_some_eigenvectors_group_as_all_do(normalized):
+    rng = np.random.default_rng(0)
+    P = rng.normal(size=(6, 40))[rng.permutation(np.arange(600) % 6)] + .8 * rng.normal(size=(600, 40))
+    K = np.exp(-((P[:, None] - P) ** 2).sum(-1) / 80)
+    few, all_of_them = clustering._eigenvectors(K, normalized, 6), clustering._eigenvectors(K, normalized)
+    assert few.shape == (600, 6) and all_of_them.shape == (600, 600) and np.linalg.norm(few.T @ all_of_them[:, :6], ord=-2) > 1 - 1e-9
+    assert (cluster_kernel(K, 6, normalized=normalized).labels == clustering.first_seen(clustering._spectral(K, normalized)(6))).all()
+
+@pytest.mark.parametrize("odd", [lambda K: K[::-1, ::-1], lambda K: K.astype(">f8"), lambda K: K.astype(np.longdouble), lambda K: K.tolist()], ids=["backwards", "big-endian", "longdouble", "list"])
+def test_arrays_as_people_have_them(odd):
+    K, X = kernel() ** 2, planted().double().numpy()
+    same = lambda A: np.array(odd(A), dtype=float)
+    for f in (lambda K: cluster_kernel(K, 3).labels, lambda K: KernelKMeans(3).fit(K).labels_, lambda K: KernelKMeans(3).fit(K, sample_weight=odd(np.ones((30, 30)))[0]).predict(K)):
+        assert (f(odd(K)) == f(same(K))).all()
+    if not isinstance(odd(K), list):
+        A = X[::-1, ::-1] if odd(K).strides[0] < 0 else odd(X)
+        model = GrassmannKMeans(3).fit(A)
+        assert adjusted_rand_score(TRUTH[::-1] if odd(K).strides[0] < 0 else TRUTH, model.labels_) == 1 and (model.predict(A) == model.labels_).all()
 
 def test_tensors_of_any_precision():
     K = gram(planted())
