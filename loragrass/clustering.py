@@ -425,7 +425,7 @@ def _center(x, centers, weights):
     most = min(x.shape[2], sum(p.shape[1] for p in points))
     with warnings.catch_warnings(): # a centre on the way need not be unique
         warnings.simplefilter("ignore", NonUniqueMeanWarning)
-        mean = chordal_mean(points, w, k=most) if centers == "chordal" else karcher_mean(points, w, k=most).mean
+        mean = chordal_mean(points, w, k=most).mean if centers == "chordal" else karcher_mean(points, w, k=most).mean
     return pad(mean, (0, x.shape[2] - most))
 
 def _centers(X, labels, w, old, model): # one stack a factor; a group without points keeps its centre

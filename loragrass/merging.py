@@ -116,7 +116,7 @@ def _subspace_mean(mean):
     return rule
 
 def _karcher(points, w, k): return karcher_mean(points, w, k=k).mean
-def _chordal(points, w, k): return chordal_mean(points, w, k=k)
+def _chordal(points, w, k): return chordal_mean(points, w, k=k).mean
 
 RULES |= {
     "karcher": Rule(_subspace_mean(_karcher), "Karcher 1977, on Gr × Gr, least-squares core"),
