@@ -59,6 +59,6 @@ def test_only_flux_is_flux_and_names_go_back(raw, m, arch):
     for prefix, back in (("lora_unet", kohya_modules), ("diffusion_model", bfl_modules)):
         if raw[0].startswith(prefix): assert list(back(found, arch)) == raw
 
-@pytest.mark.parametrize("back, name", [(kohya_modules, "transformer.proj_out"), (kohya_modules, "transformer.transformer_blocks.0.attn.odd"), (bfl_modules, "unet.conv_in")])
+@pytest.mark.parametrize("back, name", [(kohya_modules, "transformer.proj_out.odd"), (kohya_modules, "transformer.transformer_blocks.0.attn.odd"), (bfl_modules, "unet.conv_in")])
 def test_names_that_have_no_spelling(back, name):
     with pytest.raises(ValueError, match=name): back([name], "flux1")
