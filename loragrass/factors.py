@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from .lora_io import LoRAUpdate
+from .module_names import unwrapped
 
 # %% ../nbs/03b_factors.ipynb #7742c522
 GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
@@ -23,7 +24,7 @@ GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
     ("lora", "up", r"lora_up\.weight|lora_B(?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.up\.weight|"
      r"(?<=_lora\.)up\.weight|(?<=_lora[12]\.)up\.weight"),
     ("lora", "mid", r"lora_mid\.weight"),
-    ("any", "alpha", r"alpha"), ("any", "scale", r"scale"), ("any", "magnitude", r"dora_scale|lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|m"),
+    ("any", "alpha", r"alpha"), ("any", "scale", r"scale"), ("any", "magnitude", r"\w*(?:dora|magnitude|wdecomp)\w*(?:\.[^.]+)?(?:\.weight)?|m"),
     ("embedding", "down", r"lora_embedding_A(?:\.[^.]+)?"), ("embedding", "up", r"lora_embedding_B(?:\.[^.]+)?"),
     ("adalora", "down", r"lora_A"), ("adalora", "up", r"lora_B"), ("adalora", "E", r"lora_E"),
     *[("loha", role, f"hada_{role}") for role in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")],
@@ -31,7 +32,8 @@ GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
     ("vera", "b", r"vera_lambda_b"), ("vera", "d", r"vera_lambda_d"), ("vera_shared", "A", r"vera_A"), ("vera_shared", "B", r"vera_B"),
     ("mlx", "down", r"lora_a"), ("mlx", "up", r"lora_b"),
     ("full difference", "", r"diff|diff_b|w_norm|b_norm|set_weight|reshape_weight"),
-    ("OFT", "", r"oft_blocks"), ("BOFT", "", r"oft_diag"), ("IA3", "", r"ia3_l|on_input"), ("GLoRA", "", r"(?:a1|a2|b1|b2|bm)\.weight"),
+    ("OFT", "", r"oft_(?:blocks|[rRsS])(?:\.[^.]+)?(?:\.weight)?"), ("BOFT", "", r"oft_diag|boft_[RrSs](?:\.[^.]+)?"),
+    ("IA3", "", r"ia3_l(?:\.[^.]+)?|on_input"), ("GLoRA", "", r"(?:a1|a2|b1|b2|bm)\.weight"),
 ]
 _KEY = re.compile(r"(.+?)\.(?:" + "|".join(f"(?P<_{i}>{tail})" for i, (_, _, tail) in enumerate(GRAMMAR)) + ")")
 
@@ -40,7 +42,7 @@ def parse_key(
     key:str, # of a tensor
 )->tuple[str, str, str]|None: # module, kind of update, role of the tensor; None if the tail belongs to no kind of update
     "What a key says"
-    if m := _KEY.fullmatch(key):
+    if m := _KEY.fullmatch(unwrapped(key)):
         kind, role, _ = GRAMMAR[int(str(m.lastgroup)[1:])]
         return m[1], kind, role
 
@@ -58,7 +60,8 @@ def _need(ok, text):
     if not ok: raise ValueError(text)
 
 def _lora_size(down, up, mid=None):
-    _need(up[1] == down[0], f"ranks {down[0]} and {up[1]} differ")
+    groups = down[0] // up[1] if len(down) > 2 else 1 # of a convolution: PEFT lets each group of outputs read its share of the ranks
+    _need(up[1] * groups == down[0] and up[0] % groups == 0, f"ranks {down[0]} and {up[1]} differ")
     _need(math.prod(up[2:]) == 1, "up has a kernel, which only down may have")
     _need(mid is None or mid[:2] == (down[0], down[0]) and math.prod(down[2:]) == 1, "the middle tensor has another rank, or down a kernel of its own")
     kernel = down[2:] if mid is None else mid[2:]
@@ -66,6 +69,7 @@ def _lora_size(down, up, mid=None):
 
 def _lora(down, up, mid=None):
     if mid is not None: down = torch.einsum("mn...,ni->mi...", mid.float(), down.float().flatten(1)) # Tucker (CP): the kernel's core folds into down
+    if up.shape[1] < down.shape[0]: up = torch.block_diag(*up.flatten(1).chunk(down.shape[0] // up.shape[1])) # groups
     return up.flatten(1), down.flatten(1)
 
 def _embedding_size(down, up): # rows of the base are the vocabulary
@@ -83,6 +87,8 @@ def _vera_size(b, d, A, B):
 def _mlx_size(down, up):
     _need(down[1] == up[0], f"ranks {down[1]} and {up[0]} differ")
     return Size(up[1], down[1], down[0], (up[1], down[0]))
+
+def _mlx_embedding_size(down, up): return _mlx_size(down, up)._replace(weight_shape=(down[0], up[1]), transposed=True)
 
 # %% ../nbs/03b_factors.ipynb #d511f4da
 def _pair_size(a, b, t=None):
@@ -151,6 +157,7 @@ READERS = {
     "loha": Reader(_loha_size, _loha, ("w1_a", "w1_b", "w2_a", "w2_b"), ("w1_b",), ("t1", "t2")),
     "lokr": Reader(_lokr_size, _lokr, ("w1|w1_a", "w1|w1_b", "w2|w2_a", "w2|w2_b"), ("w2_b", "w1_b"), ("w2", "t2")),
     "mlx": Reader(_mlx_size, lambda down, up: (up.mT, down.mT), rank_of=("up",)), # (in, r) and (r, out)
+    "mlx_embedding": Reader(_mlx_embedding_size, lambda down, up: (up.mT, down.mT), rank_of=("up",)), # (vocabulary, r) and (r, dim)
 }
 
 # %% ../nbs/03b_factors.ipynb #50d5839e

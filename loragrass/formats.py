@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from .factors import READERS, approximate, parse_key
-from .lora_io import LIMITS, Issue, LoRA, LoRACollection, LoRAFormatError, LoRAUpdate, TensorFile
-from .module_names import canonical, guess_arch, kernel_of, point_kernel, split_rows
-from .scales import Scales, by_pattern, check_config, header_configs
+from .lora_io import LIMITS, Issue, LoRA, LoRACollection, LoRAFormatError, LoRAUpdate, TensorFile, computable, peak
+from .module_names import canonical, flux_version, guess_arch, is_embedding, is_language_model, kernel_of, point_kernel, split_rows, unwrapped
+from .scales import Scales, by_pattern, check_config, header_alpha, header_configs
 
 # %% ../nbs/03d_formats.ipynb #7670f872
 class _Recipe(NamedTuple):
@@ -55,10 +55,13 @@ class _Updates(Mapping[str, LoRAUpdate]):
     @property
     def shapes(self): return {m: (r.m if r.part is None else r.part[1] - r.part[0], r.n) for m, r in self.recipes.items()}
 
+    @property
+    def dtypes(self): return {m: r.dtype for m, r in self.recipes.items()} # as the file has them
+
     def __getitem__(self, module):
         r = self.recipes[module]
-        tensors = dict(zip(r.keys, self.file.read(list(r.keys.values()))))
-        peaks = {role: _peak(t) for role, t in tensors.items()}
+        tensors = dict(zip(r.keys, map(computable, self.file.read(list(r.keys.values())))))
+        peaks = {role: peak(t) for role, t in tensors.items()}
         if not math.prod(max(p, 1) for p in peaks.values()) * max(abs(r.scale), 1) < 1e30: # beyond it float32 ends; NaN is no number below
             role = max(peaks, key=lambda role: (not math.isfinite(peaks[role]), peaks[role]))
             holds = f"values up to {peaks[role]:.2g}" if math.isfinite(peaks[role]) else f"{_count_bad(tensors[role])} NaN or infinite values"
@@ -75,11 +78,6 @@ class _Updates(Mapping[str, LoRAUpdate]):
             if 0 < (used := up.float().any(0)).sum() < len(used): up, down = up[:, used], down[used] # trained apart, stored block-diagonal
         return r.update(up, down)
 
-def _peak(t):
-    "Largest absolute value; NaN or infinite if one is"
-    low, high = (t if t.dtype.itemsize > 1 else t.float()).aminmax() # several times as fast as isfinite
-    return max(-float(low), float(high))
-
 def _count_bad(t): return int((~t.float().isfinite()).sum())
 
 class _Kept(Mapping[str, Tensor]):
@@ -88,9 +86,11 @@ class _Kept(Mapping[str, Tensor]):
     def __len__(self): return len(self.names)
     def __iter__(self): return iter(self.names)
     def __getitem__(self, key): return self.file[self.names[key] or key]
+    def blocks(self, key): return self.file.blocks(self.names[key] or key)
 
 # %% ../nbs/03d_formats.ipynb #063cfbec
 _WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors") # PEFT, MLX, diffusers
+_NUMBERED = re.compile(r"\d+_adapters\.safetensors") # MLX' checkpoints, beside its last adapter and its config
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 
 def _locate(path, limits)->tuple[Path, dict|None]:
@@ -99,12 +99,13 @@ def _locate(path, limits)->tuple[Path, dict|None]:
         found = [path/name for name in _WEIGHTS if (path/name).is_file()]
         if not found and (path/"adapter_model.bin").exists(): raise _pickled(path/"adapter_model.bin")
         if not found:
-            there = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
-            raise LoRAFormatError(f"no adapter in this folder: expected {' or '.join(_WEIGHTS)}, found {there}", path, code="E13")
+            there, below = ", ".join(sorted(os.listdir(path))[:8]) or "nothing", sorted({p.parent.name for name in _WEIGHTS for p in path.glob(f"*/{name}")})
+            hint = f". There are adapters below it ({', '.join(below[:4])}): name one of them, or let load_all search the folder" if below else ""
+            raise LoRAFormatError(f"no adapter in this folder: expected {' or '.join(_WEIGHTS)}, found {there}{hint}", path, code="E13")
         path = found[0]
     if path.suffix.lower() in _PICKLES: raise _pickled(path)
     config = path.parent/"adapter_config.json"
-    return path, _config(config, limits) if path.name in _WEIGHTS[:2] and config.is_file() else None
+    return path, _config(config, limits) if (path.name in _WEIGHTS[:2] or _NUMBERED.fullmatch(path.name)) and config.is_file() else None
 
 def _pickled(path):
     return LoRAFormatError(f"{path.suffix} is a pickle, which can run code when opened; loragrass does not open it. Convert it on a machine you trust: "
@@ -123,6 +124,7 @@ def _config(path, limits):
 # %% ../nbs/03d_formats.ipynb #839f5618
 class _Options(NamedTuple):
     "What a caller may say about a file: see `load`"
+    drop_bad:bool = False
     ignore_magnitude:bool = False
     approx_rank:int|None = None
     alpha:float|None = None
@@ -146,7 +148,11 @@ class _Reading:
         self.shared:dict[str, str] = {} # projections that all modules of a VeRA share, by role
         self.kept:list[str] = [] # keys that are no low-rank update
         self.foreign:Counter[str] = Counter() # kinds of update among them
+        self.wrapped = [key for key in self.file if unwrapped(key) != key] # names with what wrapped the modules in training
+        self.stacks:list[str] = [] # experts stacked in one parameter
+        self.bad:list[str] = [] # modules whose alpha is NaN or infinite
         self.recipes:dict[str, _Recipe] = {}
+        self.version = "unknown" # of Flux, where shapes tell it
         self.namings, self.kinds = Counter(), Counter() # what the recipes came from
         self.untold:list[str] = [] # modules whose scale nothing tells
         self.other:list[str] = [] # modules whose config tells another rank than their tensors
@@ -190,6 +196,7 @@ def _kind(reading, raw, roles):
     reading.foreign.update(kind for kind in foreign.values() if kind != "any")
     kind = next(iter(kinds), None)
     keys = {role: key for (k, role), key in roles.items() if k == kind} | (reading.shared if kind == "vera" else {})
+    if kind == "mlx" and is_embedding(raw): kind = "mlx_embedding"
     # Mochi's files have the tails of AdaLoRA
     return "lora" if kind == "adalora" and "E" not in keys and reading.config.get("peft_type") != "ADALORA" else kind, keys
 
@@ -201,10 +208,12 @@ def _refuse_magnitude(reading, raw, key):
     reading.kept.append(key)
 
 def _stacked(reading, kind, keys, name):
-    "Experts stacked in one parameter, PEFT's `target_parameters`, are no single update"
-    if kind != "lora" or not reading.config.get("target_parameters") or "down" not in keys: return False
-    shape = reading.file.entries[keys["down"]].shape
-    return bool(shape) and shape[0] != by_pattern(reading.config.get("rank_pattern"), name, reading.config.get("r", 8), reading.tick)
+    "Experts stacked in one parameter, as PEFT's `target_parameters` and MLX' switch layers, are no single update"
+    if kind not in ("lora", "mlx") or not {"down", "up"} <= keys.keys(): return False
+    down, up = (reading.file.entries[keys[role]].shape for role in ("down", "up"))
+    if len(down) == len(up) == 3: return down[0] == up[0] and down[1] == up[2] # (E, r, in) and (E, out, r)
+    if not (reading.config.get("target_parameters") or re.search(r"\bexperts(?:\.base_layer)?$", name)) or not down: return False
+    return down[0] != by_pattern(reading.config.get("rank_pattern"), name, reading.config.get("r", 8), reading.tick)
 
 # %% ../nbs/03d_formats.ipynb #78308350
 def _size(reading, raw, kind, keys):
@@ -216,10 +225,13 @@ def _size(reading, raw, kind, keys):
         missed = "Save it anew with PEFT and save_projection=True" if {*missing} <= {"A", "B"} else "The file is incomplete: download it again"
         reading.fail(f"{raw} has {', '.join(keys)} but no {' or '.join(missing)}; it needs both. {missed}", "E5", raw)
     for role, e in entries.items():
-        if not e.dtype.is_floating_point: fail(f"{role} holds {e.dtype}, expected floating-point numbers; quantized adapters have to be saved as float16", "E6")
+        if not e.dtype.is_floating_point or e.dtype == getattr(torch, "float8_e8m0fnu", None): fail(f"{role} holds {e.dtype}, expected floating-point numbers; quantized adapters have to be saved as float16", "E6")
     try: size = READERS[kind].measure({role: e.shape for role, e in entries.items()})
     except Exception as e: fail(f"{said()}: {e}. The file was put together wrongly; this module cannot be used", "E6")
     limits, rank = reading.file.limits, reading.options.approx_rank
+    if kind == "lora" and (grouped := entries["up"].shape[1] < size.rank):
+        if ".lora_B" not in keys["up"]: fail(f"{said()}: ranks {size.rank} and {entries['up'].shape[1]} differ. The file was put together wrongly; this module cannot be used", "E6")
+        reading.issues.append(Issue("W6", raw, f"{raw} is a convolution with groups: its update is a convolution without them, as PEFT computes it beside the weight; it cannot be merged into it"))
     if not size.low and rank is None: fail(f"{kind} ({said()}) is not low rank. approx_rank=N makes an approximation (reports the loss)", "E10")
     if size.rank > limits["rank"] and (size.low or kind == "loha"):
         fail(f"rank {size.rank} is over the limit of {limits['rank']}; raise it with limits={{'rank': …}}", "E14")
@@ -245,24 +257,32 @@ def _recipe(reading, raw, kind, keys):
 def _stated(reading, key):
     "An alpha or a scale that stands in the file"
     if key is None: return None
-    x = reading.numbers.get(key, math.nan)
+    x = reading.numbers.get(key, -1)
+    if not math.isfinite(x): reading.fail(f"{key} is {x}. Training diverged. drop_bad=True leaves such modules out", "E4", key)
     if not 0 <= x <= 1e6:
         was = reading.numbers.get(key, f"{(e := reading.file.entries[key]).dtype} of shape {e.shape}")
         reading.fail(f"{key} should be one number from 0 to 1,000,000; it is {was}. Ask whoever made the file for its alpha", "E14", key)
     return x
 
+def _untold(reading, raw, name, naming, kind, rank):
+    "Rule 4: the scale where neither a tensor nor a config tells it"
+    zero = reading.scales.configs.get("") or reading.scales.configs.get(name.partition(".")[0])
+    lost = zero or naming == "peft" or kind in ("adalora", "embedding", "vera", "mlx", "mlx_embedding") or is_language_model(raw)
+    reading.untold.append(name)
+    if (lost or naming == "bare") and reading.said is not None and rank: return reading.said / rank
+    if lost:
+        config = "adapter_config.json is missing" if not zero else "lora_alpha is 0, as trainers write it that do not know it" if not kind.startswith("mlx") else "the config names no scale"
+        reading.fail(f"{config}. The scale cannot be known. Give alpha=A (scale A/r) or scale=S; A is often r or 2r", "E11", raw)
+    if naming == "diffusers" or naming == "bare" and not re.search(r"\d", raw): reading.untold.pop()
+    return 1.0
+
 def _scale(reading, raw, name, naming, recipe, roles):
     "The four rules"
     rank = next((reading.file.entries[recipe.keys[role]].shape[0] for role in READERS[recipe.kind].rank_of if role in recipe.keys), None)
     key = roles.get(("any", "scale"))
-    fixed, alpha = _stated(reading, key), _stated(reading, roles.get(("any", "alpha")))
-    if alpha is not None: scale = alpha / rank if rank else 1.0 # where nothing is decomposed (LoKr), alpha has no meaning
-    elif (scale := reading.scales.of(name, recipe.kind, rank or reading.config.get("r", 8))) is None:
-        if naming == "peft" or recipe.kind in ("adalora", "embedding", "vera", "mlx"):
-            config = "names no scale" if reading.config else "missing"
-            reading.fail(f"adapter_config.json {config}. The scale cannot be known. Give alpha=A (scale A/r) or scale=S", "E11", raw)
-        scale = 1.0
-        if naming != "diffusers": reading.untold.append(name)
+    alpha, fixed = roles.get(("any", "alpha")), _stated(reading, key)
+    if alpha is not None: scale = _stated(reading, alpha) / rank if rank else 1.0 # where nothing is decomposed (LoKr), alpha has no meaning
+    elif (scale := reading.scales.of(name, recipe.kind, rank or reading.config.get("r", 8))) is None: scale = _untold(reading, raw, name, naming, recipe.kind, rank)
     if fixed is not None and abs(fixed - scale) > 1e-3 * abs(scale):
         reading.fail(f"{key} = {fixed:g} is used by some clients in place of the scale {scale:g} and ignored by others. Remove one of them "
             "from the file", "E11", raw)
@@ -303,8 +323,17 @@ def _remarks(lora, reading)->Iterator[Issue]:
     rank, encoders = max(min(r.rank, r.approx or r.rank) for r in lora.updates.recipes.values()), [m for m in lora if m.startswith("text_encoder")]
     untold, kept, dropped = reading.untold, list(lora.passthrough), reading.file.dropped
     has_alpha = any(("any", "alpha") in roles for roles in reading.modules.values())
-    if untold and (has_alpha or lora.format.startswith(("kohya", "onetrainer", "lycoris"))):
+    if untold and reading.said is not None:
+        scale = lora.peek(untold[0]).scale if untold[0] in lora else 1.0
+        yield Issue("W3", untold[0], f"alpha {reading.said:g} stands in the header only, which most clients ignore; read with scale {scale:g}. alpha=A or scale=S say another")
+    elif untold and (has_alpha or lora.format.startswith(("kohya", "onetrainer", "lycoris", "bare"))):
         yield Issue("W3", untold[0], f"alpha missing in {len(untold)} of {len(lora)} modules: scale 1 assumed")
+    if zero := [m for m, r in lora.updates.recipes.items() if not r.scale]:
+        yield Issue("W3", zero[0], f"alpha is 0 in {len(zero)} of {len(lora)} modules: scale 0, as ComfyUI reads it; kohya's scripts take it for the rank")
+    if wrapped := reading.wrapped:
+        yield Issue("W6", wrapped[0], f"{len(wrapped)} names hold what wrapped the modules in training, first {wrapped[0]}: read without it. Clients find nothing under such names; save writes them right")
+    if stacks := reading.stacks:
+        yield Issue("W6", stacks[0], f"{len(stacks)} stacks of experts are no single update and are left aside, first {stacks[0]}")
     if encoders and lora.arch in ("flux1", "sd3"): yield Issue("W4", encoders[0], "text encoder keys present; not all clients load them")
     if rank > 128: yield Issue("W5", "", f"rank {rank} > 512: vLLM cannot load it" if rank > 512 else f"rank {rank} > 128 is large for many clients")
     if kept: yield Issue("W6", kept[0], f"keys skipped: {len(kept)} are no low-rank update and are kept in .passthrough, first {', '.join(kept[:3])}")
@@ -322,10 +351,11 @@ def _add(reading, raw, roles):
     "A module to its recipes"
     kind, keys = _kind(reading, raw, roles)
     if kind is None: return
-    naming, names = canonical(raw)
+    naming, names = canonical(raw, reading.version)
     path = raw.removeprefix("base_model.model.") if naming == "peft" else names[0] # PEFT's patterns are matched with the model's own name
-    if _stacked(reading, kind, keys, path): reading.kept += keys.values(); return
+    if _stacked(reading, kind, keys, path): reading.kept += keys.values(); reading.stacks.append(raw); return
     if magnitude := roles.get(("any", "magnitude")): _refuse_magnitude(reading, raw, magnitude)
+    if reading.options.drop_bad and (alpha := roles.get(("any", "alpha"))) and not math.isfinite(reading.numbers.get(alpha, 0)): reading.bad.append(raw); return
     recipe = _recipe(reading, raw, kind, keys)
     if _other_rank(reading, path, recipe): reading.other.append(names[0])
     recipe = recipe._replace(scale=_scale(reading, raw, path, naming, recipe, roles))
@@ -333,29 +363,70 @@ def _add(reading, raw, roles):
     reading.namings[naming] += len(roles); reading.kinds[kind] += 1
 
 def _nothing(reading):
+    if reading.bad: reading.fail(f"alpha is NaN or infinite in all of {len(reading.bad)} modules, first {reading.bad[0]}. Training diverged", "E4", reading.bad[0])
+    if reading.stacks:
+        reading.fail(f"{len(reading.stacks)} stacks of experts in one parameter (PEFT's target_parameters, MLX' switch layers), first {reading.stacks[0]}, and "
+            "nothing else is in this file; loragrass does not read them. Train the layers beside them, or merge the adapter into its base with PEFT or mlx-lm", "E10")
     if reading.foreign:
         reading.fail(f"{', '.join(reading.foreign)} is not low rank, and nothing else is in this file; loragrass reads LoRA, LoHa, LoKr, AdaLoRA and VeRA", "E10")
     reading.fail(f"no LoRA tensors found; {len(reading.file)} keys, first: {', '.join(list(reading.file)[:3])}. Known formats: kohya, LyCORIS (LoHa, LoKr), "
         "diffusers, PEFT (LoRA, AdaLoRA, VeRA, LoHa, LoKr), Flux in kohya, BFL, diffusers and OneTrainer names, MLX", "E13")
 
 # %% ../nbs/03d_formats.ipynb #311bb497
+def _raw_shapes(reading):
+    "Module as the file spells it → (m, n), where the names could be either Flux'"
+    shapes = {}
+    for raw, roles in reading.modules.items():
+        kind = next((kind for kind, _ in roles if kind in READERS), None)
+        if kind is None or not re.search(r"(?:double|single)_(?:blocks|stream_mod)", raw): continue
+        try: size = READERS[kind].measure({role: reading.file.entries[key].shape for (k, role), key in roles.items() if k == kind})
+        except Exception: continue # `_size` will say what is wrong
+        shapes[raw] = size.m, size.n
+    return shapes
+
+def _check_dora(reading):
+    "A config may tell a DoRA whose magnitudes have names that nobody knows, or are missing"
+    told = any(c.get("use_dora") or c.get("fine_tune_type") == "dora" for c in reading.scales.configs.values())
+    if told and not reading.options.ignore_magnitude:
+        reading.fail("DoRA, by its config, without its magnitudes. Its update depends on the base weights and cannot be read from the file alone. "
+            "ignore_magnitude=True treats it as plain LoRA (changes the result)", "E9")
+
+def _name_the_rest(reading):
+    "Bare names among those of a model are of that model, as Flux' img_in"
+    naming = reading.namings.most_common(1)[0][0]
+    prefix = "diffusion_model." if naming == "bfl" else "transformer." if naming == "diffusers" and any(m.startswith("transformer.") for m in reading.recipes) else ""
+    for raw in [raw for raw in reading.recipes if prefix and canonical(raw, reading.version) == ("bare", [raw])]:
+        _put(reading, raw, prefix + raw, reading.recipes.pop(raw))
+
+def _format(reading, arch):
+    "The naming of most keys, kinds beside LoRA, and what of the spelling the canonical names do not hold"
+    if any(kind.startswith("mlx") for kind in reading.kinds): return "mlx"
+    naming = reading.namings.most_common(1)[0][0]
+    words = [naming, *[k for k in reading.kinds if k not in ("lora", "embedding")]]
+    if naming == "bare" and any(".lora_down." in key for key in reading.file): words.append("kohya")
+    if naming == "kohya" and arch not in ("sd15", "sd2") and any(raw.startswith("lora_te_") for raw in reading.modules): words.append("lora_te")
+    return " ".join(words)
+
 def _read(path, options)->LoRA:
     "The header of an adapter as a LoRA whose numbers are read when asked for"
     reading = _Reading(path, options)
     _sort(reading)
+    reading.version, reading.said = flux_version(_raw_shapes(reading)), header_alpha(reading.file.metadata)
     for raw, roles in reading.modules.items(): _add(reading, raw, roles)
     if not reading.recipes: _nothing(reading)
+    _check_dora(reading)
+    _name_the_rest(reading)
     updates = _Updates(reading.file, reading.recipes)
     arch = guess_arch(updates.shapes, reading.modules)
     for name in [m for m in reading.recipes if arch == "flux1" and m.startswith("text_encoder_3.")]: # T5: see `kohya_modules`
         _put(reading, name, name.replace("text_encoder_3", "text_encoder_2", 1), reading.recipes.pop(name))
     for name, r in reading.recipes.items(): reading.recipes[name] = _unflattened(r, name, arch)
-    kinds = [k for k in reading.kinds if k not in ("lora", "embedding", "mlx")]
-    format = "mlx" if reading.kinds["mlx"] else " ".join([reading.namings.most_common(1)[0][0], *kinds])
+    format = _format(reading, arch)
     named = reading.path.parent if reading.path.name in _WEIGHTS else reading.path
     lora = LoRA(updates, named.stem if named.suffix.lower() == ".safetensors" else named.name, reading.path, format, arch, reading.file.metadata, reading.config,
         _Kept(reading.file, reading.kept))
     lora.issues = [*reading.issues, *_remarks(lora, reading)]
+    if reading.bad: lora.issues.append(Issue("E4", reading.bad[0], f"{len(reading.bad)} modules whose alpha is NaN or infinite left out, first {reading.bad[0]}"))
     return lora
 
 # %% ../nbs/03d_formats.ipynb #f6329c66
@@ -369,7 +440,7 @@ def load(
     limits:Mapping[str, int]|None=None, # what to raise of `LIMITS`, as {"rank": 8192}
 )->LoRA:
     "Read an adapter, whatever wrote it; LoRAFormatError if it cannot be read"
-    lora = _read(path, _Options(ignore_magnitude, approx_rank, alpha, scale, limits))
+    lora = _read(path, _Options(drop_bad, ignore_magnitude, approx_rank, alpha, scale, limits))
     _check_numbers(lora, drop_bad)
     for issue in lora.issues: warnings.warn(f"{path}: {issue.text} [{issue.code}]", stacklevel=2)
     return lora
@@ -383,12 +454,12 @@ def _check_numbers(lora, drop_bad):
         except LoRAFormatError as e:
             if e.code != "E4": raise
             bad.append(e)
-        else: changes = changes or update.scale != 0 and bool(update.up.float().any())
+        else: changes = changes or bool(update.up.any())
     if bad and (not drop_bad or len(bad) == len(lora)):
         raise LoRAFormatError(f"{bad[0].text} ({len(bad)} of {len(lora)} modules affected)", bad[0].path, bad[0].key, "E4")
     for e in bad: del lora.updates.recipes[e.key]
     if bad: lora.issues.append(Issue("E4", bad[0].key, f"{len(bad)} modules with NaN or infinite values left out, first {bad[0].key}"))
-    if odd := [k for k, t in lora.passthrough.items() if t.is_floating_point() and not math.isfinite(_peak(t))]:
+    if odd := [k for k in lora.passthrough if any(t.is_floating_point() and not math.isfinite(peak(t)) for t in lora.passthrough.blocks(k))]:
         lora.issues.append(Issue("E4", odd[0], f"{len(odd)} tensors of .passthrough hold NaN or infinite values, first {odd[0]}"))
     if not changes: lora.issues.append(Issue("E15", "", "all lora_up are zero: this LoRA changes nothing (untrained?)"))
     if kept := lora.updates.kept:
@@ -403,35 +474,50 @@ def find_adapters(
     "The adapters that some paths mean, and why the rest is none; nothing is opened"
     most = (LIMITS | dict(limits or {}))["files"]
     found, skipped = [], []
-    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+    named = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    for path in named:
         below, refused = _below(path, most) if path.is_dir() else ([path], [])
+        if len(named) > 1 and path in below:
+            refused += [LoRAFormatError(f"lies below {path}, which was named as an adapter beside others; name it too to read it", p, code="E13") for p in below if p not in named and p != path]
+            below = [path]
         if not below and not refused:
             there = ", ".join(sorted(os.listdir(path))[:5]) or "nothing"
             refused = [LoRAFormatError(f"no adapter in this folder: expected .safetensors files or folders with adapter_config.json, found {there}", path, code="E13")]
         found += below; skipped += refused
     return found, skipped
 
+_STATE = re.compile(r"optimizer|scheduler|scaler|rng_state|random_states|training_args|(?:mp|zero_pp)_rank|model_states|optim_states")
+_OTHERS = {".gguf": "a GGUF file of llama.cpp, which loragrass does not read; name the PEFT folder that it was made from",
+    ".npz": "a NumPy archive, as old MLX wrote its adapters; load it with MLX and save it as adapters.safetensors"}
+
 def _below(folder, most):
     found, skipped, inside = [], [], os.path.realpath(folder)
+    within:set[Path] = set() # folders of adapters, and what is below them
     def skip(text, path, code="E13"): skipped.append(LoRAFormatError(text, path, code=code))
     def leaves(path): return not Path(os.path.realpath(path)).is_relative_to(inside)
     for root, folders, files in os.walk(folder, onerror=lambda e: skip(f"{e.strerror}: this folder was not searched", e.filename, "E1")):
-        here = Path(root)
-        if "adapter_config.json" in files or "adapter_model.safetensors" in files:
-            folders.clear()
-            if here != folder and any(leaves(here/name) for name in files): skip("its files are links that leave the folder; name this folder itself to read it", here)
-            else: found.append(here)
-            continue
+        here, whole = Path(root), "adapter_config.json" in files or "adapter_model.safetensors" in files
+        if whole: within.add(here)
+        elif here.parent in within: within.add(here)
+        if whole and here != folder and any(leaves(here/name) for name in files):
+            skip("its files are links that leave the folder; name this folder itself to read it", here)
+            files = []
+        elif whole and re.search(r"(?:pissa|olora|corda|lora_?ga)\w*_init$", here.name): skip("an adapter before its training, by its name", here)
+        elif whole and any(name in files for name in (*_WEIGHTS, "adapter_model.bin")): found.append(here)
+        elif whole and not any(map(_NUMBERED.fullmatch, files)): skip(f"adapter_config.json without weights: expected {' or '.join(_WEIGHTS)} beside it", here)
         for path in sorted(here/name for name in folders):
             if leaves(path): skip("a link to a folder elsewhere is not followed; name that folder itself to search it", path)
             if left := re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name): skip("left behind by a save that was cut off; delete it", path)
             if left: folders.remove(path.name)
         folders.sort()
         for path in sorted(here/name for name in files):
-            if path.suffix.lower() in _PICKLES: skipped.append(_pickled(path))
-            elif path.suffix.lower() == ".safetensors":
-                if re.search(r"optimizer|scheduler|checkpoint-", path.name): skip("training state, by its name; rename it if it is an adapter", path)
+            suffix = path.suffix.lower()
+            if suffix in _PICKLES and not (whole or here in within and _STATE.search(path.name)): skipped.append(_pickled(path))
+            elif suffix in _OTHERS: skip(_OTHERS[suffix], path)
+            elif suffix == ".safetensors" and not (whole and path.name in _WEIGHTS):
+                if _STATE.search(path.name): skip("training state, by its name; rename it if it is an adapter", path)
                 elif leaves(path): skip("a link that leaves the folder; name the file itself to read it", path)
+                elif whole and not _NUMBERED.fullmatch(path.name): skip("lies beside the weights of an adapter and is not read with them; name the file itself to read it", path)
                 else: found.append(path)
         if len(found) > most: raise LoRAFormatError(f"over {most:,} adapters; raise it with limits={{'files': …}}", folder, code="E14")
     return found, skipped
@@ -446,7 +532,7 @@ def load_all(
     "The adapters of a folder, aligned on their modules"
     from tqdm.auto import tqdm
     found, skipped = find_adapters(paths, options.get("limits")) if isinstance(paths, (str, Path)) else ([Path(p) for p in paths], [])
-    loras, chosen = [], _Options(**options)
+    loras, chosen = [], _Options(drop_bad, **options)
     for path in tqdm(found, desc="reading headers", delay=1):
         try:
             lora = _read(path, chosen)
