@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from .formats import load
 from .factors import parse_key
-from .lora_io import DTYPES, LoRA, LoRAUpdate
-from .module_names import FUSED, bfl_modules, canonical, kohya_modules, point_kernel
+from .lora_io import DTYPES, LoRA, LoRAUpdate, TensorFile, peak
+from .module_names import FUSED, bfl_modules, canonical, is_embedding, is_language_model, kohya_modules, point_kernel, unwrapped
 
 # %% ../nbs/03e_writers.ipynb #67058529
 def _factors(u, dtype, stated):
@@ -79,14 +79,21 @@ def _own(lora, updates, modules, format):
 _PREFIX = {"onetrainer": "lora_transformer_", "lycoris": "lycoris_"} # theirs, where a transformer is not known to have names of its own
 
 def _kohya(lora, updates, dtype, ragged):
-    updates, prefix = _own(lora, updates, kohya_modules, "kohya"), _PREFIX.get((lora.format or "").partition(" ")[0], "lora_unet_")
+    words = (lora.format or "").split()
+    prefix = _PREFIX.get((words or [""])[0], "lora_unet_")
+    def spelled(module):
+        if "lora_te" in words: module = re.sub(r"^lora_te1_", "lora_te_", module)
+        return re.sub(r"^lora_unet_(?=(?:single_)?transformer_blocks_)", prefix, module)
+    tensors, rank, alpha = _with_alpha({spelled(m): u for m, u in _own(lora, updates, kohya_modules, "kohya").items()}, dtype, ragged)
+    return tensors, _kohya_metadata(lora, rank, alpha), None
+
+def _with_alpha(updates, dtype, ragged):
     pairs, rank, alpha = _factors_of_all(updates, dtype, ragged, True)
     tensors = {}
-    for module, (up, down) in pairs.items():
-        name = re.sub(r"^lora_unet_(?=(?:single_)?transformer_blocks_)", prefix, module)
-        tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"] = _shaped(up, down, updates[module])
+    for name, (up, down) in pairs.items():
+        tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"] = _shaped(up, down, updates[name])
         tensors[f"{name}.alpha"] = torch.tensor(alpha).to(dtype)
-    return tensors, _kohya_metadata(lora, rank, alpha), None
+    return tensors, rank, alpha
 
 _BASES = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "flux1": "flux1", "sd3": "sd3m"}
 
@@ -111,13 +118,26 @@ def _diffusers(lora, updates, dtype, ragged):
     if odd := [m for m, u in updates.items() if u.transposed or not re.match(r"(?:unet|transformer|text_encoder(?:_[23])?)\.", m)]:
         raise ValueError(f"{odd[0]}: diffusers has no name for this module (it should start with unet., transformer. or text_encoder.); save the adapter in "
             f"the format that it came from, {home_format(lora)}")
+    _know_the_model(lora, "diffusers")
     return _plain(lora, updates, dtype, ragged)
+
+def _know_the_model(lora, format):
+    if lora.arch == "flux-like" and home_format(lora) != format:
+        raise ValueError(f"these modules have names as Flux has, and are of another model, whose names in a {format} adapter are not known; save the adapter in the "
+            f"format that it came from, {home_format(lora)}")
+
+def _bare(lora, updates, dtype, ragged):
+    if home_format(lora) != "bare": raise ValueError(f"only adapters whose names came without a prefix go back without one; save this one as {home_format(lora)}")
+    updates = {m.removeprefix("diffusion_model."): u for m, u in updates.items()}
+    if "kohya" not in (lora.format or "").split(): return _plain(lora, updates, dtype, ragged)
+    return _with_alpha(updates, dtype, ragged)[0], {"format": "pt"}, None
 
 def _bfl(lora, updates, dtype, ragged): return _plain(lora, _own(lora, updates, bfl_modules, "bfl"), dtype, ragged)
 
 # %% ../nbs/03e_writers.ipynb #0e8524c2
 def _peft(lora, updates, dtype, ragged):
     source, components = lora.config or {}, {m.partition(".")[0] for m in updates}
+    _know_the_model(lora, "peft")
     if odd := next((m for m in updates if re.match(r"lora_|lycoris_|diffusion_model\.", m)), None):
         raise ValueError(f"{odd} is no module's path in a model, so PEFT cannot find it; save the adapter in the format that it came from, {home_format(lora)}")
     if home_format(lora) == "peft": # a language model may have a module `transformer` itself
@@ -128,8 +148,11 @@ def _peft(lora, updates, dtype, ragged):
         updates = {m.partition(".")[2]: u for m, u in updates.items()}
     pairs, rank, _ = _factors_of_all(updates, dtype, ragged, False)
     tensors, conv1d = {}, False
-    for name, (up, down) in pairs.items():
-        key, u = f"base_model.model.{name}", updates[name]
+    for name, u in updates.items():
+        key, (up, down), groups = f"base_model.model.{name}", pairs[name], _groups(u)
+        if groups > 1: # a rank of its own, for zeros would have to go into each group
+            up, down = pairs[name] = (u.scale * u.up.double()).to(dtype), u.down.to(dtype)
+            up = torch.cat([rows.chunk(groups, 1)[i] for i, rows in enumerate(up.chunk(groups))])
         if embedding := _is_embedding(name, u, source): tensors[f"{key}.lora_embedding_B"], tensors[f"{key}.lora_embedding_A"] = up, down
         else: tensors[f"{key}.lora_B.weight"], tensors[f"{key}.lora_A.weight"] = (up, down) if u.transposed else _shaped(up, down, u)
         conv1d = conv1d or u.transposed and not embedding
@@ -146,18 +169,28 @@ _BESIDE = ("modules_to_save", "bias", "lora_bias", "trainable_token_indices") # 
 def _is_embedding(name, u, config):
     "Conv1D and embeddings are both stored (in, out); the name tells, or a config without `fan_in_fan_out`, which models of Conv1D have"
     if not u.transposed or re.search(r"\bc_(?:attn|proj|fc)$", name): return False
-    return bool(config) and not config.get("fan_in_fan_out") or re.search(r"(?:emb\w*|wte|wpe|shared)$", name) is not None
+    return bool(config) and not config.get("fan_in_fan_out") or is_embedding(name)
 
-_WRITERS = {"kohya": _kohya, "diffusers": _diffusers, "bfl": _bfl, "peft": _peft}
+def _groups(u):
+    "Groups of a convolution whose outputs each read their share of the ranks, as PEFT has it"
+    m, r = u.up.shape
+    for g in range(min(m, r) if len(u.weight_shape) > 2 else 1, 1, -1):
+        if m % g or r % g: continue
+        blocks = u.up.reshape(g, m // g, g, r // g).abs().amax((1, 3)) > 0
+        if torch.equal(blocks, torch.eye(g, dtype=torch.bool)): return g
+    return 1
+
+_WRITERS = {"kohya": _kohya, "diffusers": _diffusers, "bfl": _bfl, "bare": _bare, "peft": _peft}
 _HOME = {"onetrainer": "kohya", "lycoris": "kohya", "mlx": "peft"} # what is read and not written goes here
 
 def home_format(
     lora:LoRA, # an adapter
-)->str: # kohya | diffusers | bfl | peft
+)->str: # kohya | diffusers | bfl | bare | peft
     "The format that an adapter came from, or the one where its names belong"
-    word = (lora.format or "bare").partition(" ")[0]
+    word = (lora.format or "none").partition(" ")[0]
+    if word == "bare" and any(map(is_language_model, lora)): return "peft" # with the scale that it was given
     if word in ("bfl", "comfy"): return "kohya" if any(m.startswith("unet.") for m in lora) else "bfl" # a UNet's own names are kohya's too
-    if word != "bare": return _HOME.get(word, word)
+    if word != "none": return _HOME.get(word, word)
     if all(m.startswith("lora_") for m in lora): return "kohya"
     if any(m.startswith("diffusion_model.") for m in lora): return "bfl"
     return "diffusers" if all(re.match(r"unet\.|text_encoder|transformer\.(?:single_)?transformer_blocks\.", m) for m in lora) else "peft"
@@ -167,11 +200,12 @@ def _carried(lora, format, updates):
     "What is no low-rank update goes back into the format that it came from; a bias only with its module"
     kept = {}
     for key in lora.passthrough if home_format(lora) == format else ():
-        parsed, bias = parse_key(key), re.fullmatch(r"base_model\.model\.(.+)\.lora_B\.bias", key)
+        parsed, name = parse_key(key), unwrapped(key)
+        bias = re.fullmatch(r"base_model\.model\.(.+)\.lora_B\.bias", name)
         if bias and bias[1] not in updates: continue
-        if parsed is None or parsed[1] == "full difference": kept[key] = lora.passthrough[key]
-        if bias: kept[key] = (kept[key].double() * updates[bias[1]].scale).to(kept[key].dtype) # PEFT scales it as it scales the update
-    return kept, [key for key in lora.passthrough if key not in kept]
+        if parsed is None or parsed[1] == "full difference": kept[name] = lora.passthrough[key]
+        if bias: kept[name] = (kept[name].double() * updates[bias[1]].scale).to(kept[name].dtype) # PEFT scales it as it scales the update
+    return kept, [key for key in lora.passthrough if unwrapped(key) not in kept]
 
 # %% ../nbs/03e_writers.ipynb #6aaac999
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -202,7 +236,7 @@ class Saved(NamedTuple):
 def save(
     lora:LoRA, # the adapter to write
     path:str|Path, # a `.safetensors` file; for PEFT a folder
-    format:str|None=None, # kohya | diffusers | bfl | peft; default: the one it came from
+    format:str|None=None, # kohya | diffusers | bfl | bare | peft; default: the one it came from
     dtype:torch.dtype|None=None, # of the file; default: the one of the factors, float16 if they have 8 bits, float32 if they differ
     ragged:bool=False, # keep each module's own rank, instead of zeros up to the largest
 )->Saved:
@@ -210,20 +244,20 @@ def save(
     path, format = Path(path), format or home_format(lora)
     if format not in _WRITERS: raise ValueError(f"format {format!r} cannot be written; choose from {', '.join(_WRITERS)}")
     if (format == "peft") == (path.suffix == ".safetensors"):
-        raise ValueError(f"{path}: kohya, diffusers and bfl adapters are .safetensors files, a PEFT adapter is a folder; the format is {format}. Name another path, or another format")
+        raise ValueError(f"{path}: kohya, diffusers, bfl and bare adapters are .safetensors files, a PEFT adapter is a folder; the format is {format}. Name another path, or another format")
     if _is_source(path, lora): raise ValueError(f"{path} is, or holds, what this adapter was read from; save it under another name")
     updates = {m: _as_in_model(m, u, lora.arch) for m, u in lora.items() if u.rank}
     if not updates: raise ValueError("this adapter has no update to write")
     dtypes = {t.dtype for u in updates.values() for t in (u.up, u.down)}
     dtype = dtype or (torch.float32 if len(dtypes) > 1 else torch.float16 if (own := dtypes.pop()).itemsize == 1 else own)
     tensors, metadata, config = _WRITERS[format](lora, updates, dtype, ragged)
-    if odd := [key for key, t in tensors.items() if not t.float().isfinite().all()]:
+    if odd := [key for key, t in tensors.items() if not math.isfinite(peak(t))]:
         raise ValueError(f"{odd[0]} has values that {dtype} cannot hold; save it with dtype=torch.float32")
     kept, left_out = _carried(lora, format, updates)
-    if odd := [key for key, t in kept.items() if t.is_floating_point() and not t.float().isfinite().all()]:
+    if odd := [key for key, t in kept.items() if t.is_floating_point() and not math.isfinite(peak(t))]:
         raise ValueError(f"{odd[0]} holds NaN or infinite values; take it out of lora.passthrough to save the rest")
     path.parent.mkdir(parents=True, exist_ok=True)
-    error = _put(path, tensors | kept, metadata, config, updates, dtype)
+    error = _put(path, tensors, kept, metadata, config, updates, dtype)
     rank = max(len(t) for key, t in tensors.items() if re.search(r"lora_(?:down|A|embedding_A)\b", key))
     if rank > 1024: warnings.warn(f"{path}: rank {rank} > 1024: few clients can load it; resize(lora, rank=…) makes it smaller [W5]", stacklevel=2)
     if error > 1e-2: warnings.warn(f"{path}: {dtype} changes a module by {error:.1%}; dtype=torch.float32 keeps it", stacklevel=2)
@@ -253,15 +287,17 @@ def beside(
     finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/03e_writers.ipynb #64eb75bb
-def _put(path, tensors, metadata, config, updates, dtype):
+def _put(path, tensors, kept, metadata, config, updates, dtype):
     "Write beside, read back, replace; the largest relative error of a module"
     path = Path(os.path.realpath(path))
     with beside(path, _replace_folder if config else None) as new:
+        file = new/"adapter_model.safetensors" if config else new
         if config:
             new.mkdir()
             _write_text(new/"adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-        _write(new/"adapter_model.safetensors" if config else new, tensors, metadata)
+        _write(file, tensors | kept, metadata)
         errors = _read_back(new, updates)
+        _compare(file, kept)
         error = max(errors.values(), default=0.0)
         if error > min(0.05, 1e-4 + 16 * torch.finfo(dtype).eps):
             raise ValueError(f"{max(errors, key=lambda m: errors[m])}: {dtype} holds this module only to a relative error of {error:.2g}; save the adapter with "
@@ -288,10 +324,22 @@ def _exchange(a, b):
 def _write_text(path, text):
     with open(path, "w", encoding="utf8") as f: f.write(text); f.flush(); os.fsync(f.fileno())
 
+_NO_LIMITS = {"rank": 1 << 20, "dim": 1 << 40, "file": 1 << 60, "tensors": 1 << 30, "header": 1 << 30}
+
+def _compare(path, kept):
+    "What is passed on is read back as well, in blocks, and has to be the same to the bit"
+    file = TensorFile(path, _NO_LIMITS)
+    for key, t in kept.items():
+        at, flat = 0, t.detach().cpu().contiguous().reshape(-1)
+        for block in file.blocks(key):
+            if not torch.equal(block.view(torch.uint8), flat[at:at + len(block)].view(torch.uint8)):
+                raise ValueError(f"{key} was read back with other numbers than it was written with: the disk or the memory is at fault. Nothing was replaced")
+            at += len(block)
+
 def _read_back(path, updates):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        back = load(path, limits={"rank": 1 << 20, "dim": 1 << 40, "file": 1 << 60, "tensors": 1 << 30, "header": 1 << 30})
+        back = load(path, limits=_NO_LIMITS)
     norms, errors = {m: u.norm() for m, u in updates.items()}, {}
     for m, u in updates.items():
         name = next((x for x in (m, m.partition(".")[2], m.replace("text_encoder_2.", "text_encoder_3.")) if x in back), None)
