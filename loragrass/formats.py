@@ -229,7 +229,7 @@ def _size(reading, raw, kind, keys):
     try: size = READERS[kind].measure({role: e.shape for role, e in entries.items()})
     except Exception as e: fail(f"{said()}: {e}. The file was put together wrongly; this module cannot be used", "E6")
     limits, rank = reading.file.limits, reading.options.approx_rank
-    if kind == "lora" and (grouped := entries["up"].shape[1] < size.rank):
+    if kind == "lora" and entries["up"].shape[1] < size.rank:
         if ".lora_B" not in keys["up"]: fail(f"{said()}: ranks {size.rank} and {entries['up'].shape[1]} differ. The file was put together wrongly; this module cannot be used", "E6")
         reading.issues.append(Issue("W6", raw, f"{raw} is a convolution with groups: its update is a convolution without them, as PEFT computes it beside the weight; it cannot be merged into it"))
     if not size.low and rank is None: fail(f"{kind} ({said()}) is not low rank. approx_rank=N makes an approximation (reports the loss)", "E10")
@@ -271,14 +271,18 @@ def _untold(reading, raw, name, naming, kind, rank):
     reading.untold.append(name)
     if (lost or naming == "bare") and reading.said is not None and rank: return reading.said / rank
     if lost:
-        config = "adapter_config.json is missing" if not zero else "lora_alpha is 0, as trainers write it that do not know it" if not kind.startswith("mlx") else "the config names no scale"
+        config = "adapter_config.json missing" if not zero else "lora_alpha is 0, as trainers write it that do not know it" if not kind.startswith("mlx") else "the config names no scale"
         reading.fail(f"{config}. The scale cannot be known. Give alpha=A (scale A/r) or scale=S; A is often r or 2r", "E11", raw)
     if naming == "diffusers" or naming == "bare" and not re.search(r"\d", raw): reading.untold.pop()
     return 1.0
 
+def _divisor(reading, recipe):
+    "The rank that divides alpha; None where nothing is decomposed (LoKr of two whole factors)"
+    return next((reading.file.entries[recipe.keys[role]].shape[0] for role in READERS[recipe.kind].rank_of if role in recipe.keys), None)
+
 def _scale(reading, raw, name, naming, recipe, roles):
     "The four rules"
-    rank = next((reading.file.entries[recipe.keys[role]].shape[0] for role in READERS[recipe.kind].rank_of if role in recipe.keys), None)
+    rank = _divisor(reading, recipe)
     key = roles.get(("any", "scale"))
     alpha, fixed = roles.get(("any", "alpha")), _stated(reading, key)
     if alpha is not None: scale = _stated(reading, alpha) / rank if rank else 1.0 # where nothing is decomposed (LoKr), alpha has no meaning
@@ -355,8 +359,9 @@ def _add(reading, raw, roles):
     path = raw.removeprefix("base_model.model.") if naming == "peft" else names[0] # PEFT's patterns are matched with the model's own name
     if _stacked(reading, kind, keys, path): reading.kept += keys.values(); reading.stacks.append(raw); return
     if magnitude := roles.get(("any", "magnitude")): _refuse_magnitude(reading, raw, magnitude)
-    if reading.options.drop_bad and (alpha := roles.get(("any", "alpha"))) and not math.isfinite(reading.numbers.get(alpha, 0)): reading.bad.append(raw); return
     recipe = _recipe(reading, raw, kind, keys)
+    alpha = reading.numbers.get(roles.get(("any", "alpha")), 0.0)
+    if reading.options.drop_bad and not math.isfinite(alpha) and _divisor(reading, recipe): reading.bad.append(raw); return
     if _other_rank(reading, path, recipe): reading.other.append(names[0])
     recipe = recipe._replace(scale=_scale(reading, raw, path, naming, recipe, roles))
     for name, part in zip(names, _parts(reading, raw, names, recipe)): _put(reading, raw, name, part)
@@ -559,11 +564,24 @@ def _of_one_base(loras, skipped):
             skipped.append(LoRAFormatError(f"{odd}: shapes differ between files: {' × '.join(map(str, lora.shapes[odd]))} here, "
                 f"{' × '.join(map(str, usual[odd]))} in most. It is for another base model ({lora.arch})", lora.path, odd, "E7"))
 
+_FRONT = re.compile(r"(?:base_model[._]model[._]|lora_unet_|lora_transformer_|lycoris_|diffusion_model[._]|transformer[._]|unet[._]|language_model[._]|model[._])+")
+
+def _lookalikes(collection):
+    "Pairs of names that differ in their front, or in dots and underscores, and that no adapter has both"
+    first, pairs = {}, []
+    for lora in collection:
+        here = {_FRONT.sub("", m, count=1).replace(".", "_"): m for m in lora if collection.coverage[m] < len(collection)}
+        for end, m in here.items():
+            other = first.setdefault(end, (m, lora))
+            if m != other[0] and m not in other[1] and other[0] not in lora and lora.shapes[m] == other[1].shapes[other[0]]: pairs.append((other[0], m))
+    return pairs
+
 def _collection_remarks(collection):
     skipped, issues = collection.skipped, Counter(i.code for lora in collection for i in lora.issues)
     if skipped: yield f"{len(skipped)} files skipped: " + "; ".join(map(str, skipped))
     if collection and len(collection.modules) < len(collection.coverage):
         yield f"module sets differ: {len(collection.modules)} of {len(collection.coverage)} modules are in every adapter (missing counts as zero) [W1]"
+        for a, b in _lookalikes(collection)[:1]: yield f"{a} and {b}, which are in different adapters, look like one module under two names; they count as two [W1]"
     bases = Counter(str(v)[:80] for lora in collection if (v := lora.metadata.get("ss_base_model_version") or (lora.config or {}).get("base_model_name_or_path")))
     if len(bases) > 1: yield f"base model versions differ: {', '.join(f'{b} ({n})' for b, n in bases.most_common(4))} [W2]"
     if issues:

@@ -208,7 +208,7 @@ def config_scale(
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 # %% ../nbs/03c_scales.ipynb #08ac4396
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "loraga")
 _STRANGE = ("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "use_kasa", "kasa_config")
 
 def check_config(
@@ -219,8 +219,10 @@ def check_config(
     kind, start = str(config.get("peft_type", "LORA")).removeprefix("PeftType."), str(config.get("init_lora_weights", "")).lower()
     if kind not in ("LORA", "ADALORA", "VERA", "LOHA", "LOKR"): fail(f"peft_type {kind[:40]} is not low rank; loragrass reads LORA, ADALORA, VERA, LOHA and LOKR", "E10")
     if start.startswith(_CHANGED_BASE):
-        fail(f"init_lora_weights={start[:40]}: this adapter changes the base model; convert it first with PEFT (path_initial_model_for_weight_conversion)",
-            "E12")
+        convert = ("convert it first with PEFT: load it on the base that it was trained with and call model.save_pretrained(folder, "
+            "path_initial_model_for_weight_conversion=…) with the adapter as it was before training; that writes a plain LoRA of twice the rank")
+        merge = "it was trained beside a quantized base, to which no other adapter belongs; merge it into that base with PEFT"
+        fail(f"init_lora_weights={start[:40]}: this adapter changes the base model; {merge if start == 'loftq' else convert}", "E12")
     if odd := [f for f in _STRANGE if config.get(f)]: fail(f"{', '.join(odd)}: the update is not scale · B · A on the base; loragrass cannot read it. Merge it into its base with PEFT", "E12")
     patterns = [config.get(f) or {} for f in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(p, dict) for p in patterns): fail("rank_pattern and alpha_pattern must map names to numbers. Correct them in the config", "E11")

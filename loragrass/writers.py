@@ -188,7 +188,7 @@ def home_format(
 )->str: # kohya | diffusers | bfl | bare | peft
     "The format that an adapter came from, or the one where its names belong"
     word = (lora.format or "none").partition(" ")[0]
-    if word == "bare" and any(map(is_language_model, lora)): return "peft" # with the scale that it was given
+    if word in ("bare", "diffusers") and any(map(is_language_model, lora)): return "peft" # with the scale that it was given
     if word in ("bfl", "comfy"): return "kohya" if any(m.startswith("unet.") for m in lora) else "bfl" # a UNet's own names are kohya's too
     if word != "none": return _HOME.get(word, word)
     if all(m.startswith("lora_") for m in lora): return "kohya"

@@ -136,11 +136,11 @@ def test_files_of_other_models_go_back_under_their_own_names(tmp_path, case, res
     same(quiet(tmp_path/"b.safetensors"), lora, 1e-5)
 
 def test_a_part_of_rank_0_keeps_its_rows_in_a_fused_module(tmp_path):
-    sizes = {"attn.to_q": (16, 2), "attn.to_k": (16, 2), "attn.to_v": (16, 0), "proj_mlp": (96, 0)} # an MLP six times as wide
+    sizes = {"attn.to_q": (16, 2), "attn.to_k": (16, 2), "attn.to_v": (16, 0), "proj_mlp": (80, 0)} # an MLP five times as wide, which is neither Flux
     lora = lg.LoRA({f"transformer.single_transformer_blocks.0.{p}": lg.LoRAUpdate(torch.randn(m, r), torch.randn(r, 16), 1.0, (m, 16)) for p, (m, r) in sizes.items()},
         format="bfl", arch="flux-like")
     lg.save(lora, tmp_path/"a.safetensors")
-    assert load_file(tmp_path/"a.safetensors")["diffusion_model.single_blocks.0.linear1.lora_B.weight"].shape == (144, 4)
+    assert load_file(tmp_path/"a.safetensors")["diffusion_model.single_blocks.0.linear1.lora_B.weight"].shape == (128, 4)
 
 TEXT = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
 NOWHERE = { # modules, format that they came in, format that has no name for them, what the error says
@@ -148,14 +148,16 @@ NOWHERE = { # modules, format that they came in, format that has no name for the
     "animatediff": (["unet.down_blocks.0.motion_modules.0.attn1.to_q"], "diffusers", "kohya", "read back"), "ip": (["unet.mid_block.attn1.processor.to_q_ip"], "diffusers", "kohya", "read back"),
     "one name for two": (["unet.mid_block.attentions.0.proj_in", "unet.mid_block.attentions.0.proj.in"], "diffusers", "kohya", "read back"),
     "wan": (["diffusion_model.blocks.0.q"], "bfl", "diffusers", "came from, bfl"), "wan peft": (["diffusion_model.blocks.0.q"], "bfl", "peft", "came from, bfl"),
-    "kohya wan": (["lora_unet_blocks_0_q"], "kohya", "peft", "came from, kohya"), "wan kohya": (["diffusion_model.blocks.0.q"], "bfl", "kohya", "came from"),
+    "kohya wan": (["lora_unet_blocks_0_q"], "kohya", "peft", "came from, kohya"), "wan kohya": (["diffusion_model.blocks.0.odd_q"], "bfl", "kohya", "came from"),
+    "flux-like": (["transformer.single_transformer_blocks.99.attn.to_q"], "bfl", "diffusers", "of another model"), "flux-like peft": (["transformer.single_transformer_blocks.99.attn.to_q"], "bfl", "peft", "of another model"),
     "flux and text": (["transformer.single_transformer_blocks.0.attn.to_q", TEXT], "diffusers", "peft", "for one model"),
     "unet and text": (["unet.mid_block.attentions.0.proj_in", TEXT], "kohya", "peft", "for one model"),
 }
 
 @pytest.mark.parametrize("modules, source, format, text", NOWHERE.values(), ids=NOWHERE)
 def test_what_a_format_cannot_name_is_refused(tmp_path, modules, source, format, text):
-    lora = lg.LoRA({m: lg.LoRAUpdate(torch.ones(4, 1), (i + 1) * torch.ones(1, 4), 1.0, (4, 4)) for i, m in enumerate(modules)}, format=source)
+    lora = lg.LoRA({m: lg.LoRAUpdate(torch.ones(4, 1), (i + 1) * torch.ones(1, 4), 1.0, (4, 4)) for i, m in enumerate(modules)}, format=source,
+        arch="flux-like" if "99" in modules[0] else "unknown")
     with pytest.raises(ValueError, match=text): lg.save(lora, tmp_path/("a" if format == "peft" else "a.safetensors"), format=format)
     assert not list(tmp_path.iterdir())
 
