@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export MPLBACKEND ?= agg
 METADATA := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: setup demo test fuzz outputs docs bench lab hooks lock dist
+.PHONY: setup demo test notebooks floors fuzz outputs docs bench lab hooks lock dist
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev
@@ -28,6 +28,16 @@ demo: setup
 
 test: setup
 	@.ci/test
+
+notebooks: setup
+	LORAGRASS_NOTEBOOKS=all pytest tests/test_notebooks.py
+
+# the oldest versions that settings.ini allows, in an environment that is thrown away (2.5 GB where torch brings CUDA; UV_TORCH_BACKEND=cpu where it need not)
+floors: setup
+	@env=$$(mktemp -d) && trap 'rm -rf "$$env"' EXIT && uv venv -q --clear --python $(BIN)/python "$$env" \
+	  && uv pip install -q --python "$$env" --resolution lowest-direct -e '.[hub]' && uv pip install -q --python "$$env" pytest hypothesis mpmath \
+	  && "$$env/bin/python" -m pytest -p no:cacheprovider $(FLOORS:%=tests/test_%.py)
+FLOORS := plucker grassmann_manifold clustering merging cluster_merge selection subspace_index features directions module_names formats writers report cli
 
 fuzz: setup
 	LORAGRASS_FUZZ=$${LORAGRASS_FUZZ:-5000} pytest -s tests/test_fuzz_io.py

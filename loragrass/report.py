@@ -60,7 +60,8 @@ def _parts(what, labels):
         raise ValueError(f"a kernel matrix of shape {K.shape}; expected (N, N), or what `similarity` or `cluster_merge` return")
     if labels is not None and len(labels) != len(K): raise ValueError(f"{len(labels)} labels for {len(K)} adapters")
     groups, names = pd.factorize(np.zeros(len(K), int) if labels is None else np.asarray(labels))
-    return K, getattr(what, "names", [str(i) for i in range(len(K))]), groups, list(names), medoids
+    texts = what.names if isinstance(what, Similarity) else [str(i) for i in range(len(K))]
+    return K, texts, groups, list(names), medoids
 
 # %% ../nbs/08_report.ipynb #1581f793
 def plot_gram(
