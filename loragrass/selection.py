@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .comparing import Similarity, similarity
+from .cores import average_beside
 from .lora_io import LoRA, sides_of
 
 # %% ../nbs/04e_selection.ipynb #d8dcf7ed
@@ -42,10 +43,11 @@ class Combinations:
         return f"Combinations: {len(self.scores)} of {len(self.means)}^{len(self.modules)} scored{'' if self.complete else ', not to the end'}, the best {self.scores[0]:.4g}; .lora() is it, .top() the first few"
 
 def _assemble(means, modules, choice):
-    "The adapter of one combination; a mean that lacks a module leaves it out"
-    first = means[0]
+    "The adapter of one combination; a mean that lacks a module leaves it out, heads are averaged by how many modules are from each"
+    first = next((mean for mean in means if mean.passthrough), means[0])
     updates = {m: means[c][m] for m, c in zip(modules, choice) if m in means[c]}
-    return LoRA(updates, name="-".join(map(str, choice)), format=first.format, arch=first.arch, metadata=first.metadata, config=first.config)
+    beside, _ = average_beside(means, {m: torch.eye(len(means))[c] for m, c in zip(modules, choice)})
+    return LoRA(updates, name="-".join(map(str, choice)), format=first.format, arch=first.arch, metadata=first.metadata, config=first.config, passthrough=beside)
 
 # %% ../nbs/04e_selection.ipynb #de33f825
 def _climb(score, beam, k, width):
