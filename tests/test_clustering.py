@@ -249,6 +249,13 @@ def test_some_eigenvectors_group_as_all_do(normalized):
     assert few.shape == (600, 6) and all_of_them.shape == (600, 600) and np.linalg.norm(few.T @ all_of_them[:, :6], ord=-2) > 1 - 1e-9
     assert (cluster_kernel(K, 6, normalized=normalized).labels == clustering.first_seen(clustering._spectral(K, normalized)(6))).all()
 
+def test_weighted_eigenvectors_are_those_of_repetitions(): # rows up to a rotation
+    w, K = 1 + np.arange(30) % 4, kernel() ** 2
+    many = np.repeat(np.arange(30), w)
+    def cosines(V): return V @ V.T / np.outer(n := np.linalg.norm(V, axis=1), n)
+    weighted, repeated = clustering._eigenvectors(K, w=w)[:, :3], clustering._eigenvectors(K[np.ix_(many, many)])[:, :3]
+    assert np.allclose(cosines(weighted)[np.ix_(many, many)], cosines(repeated))
+
 @pytest.mark.parametrize("odd", [lambda K: K[::-1, ::-1], lambda K: K.astype(">f8"), lambda K: K.astype(np.longdouble), lambda K: K.tolist()], ids=["backwards", "big-endian", "longdouble", "list"])
 def test_arrays_as_people_have_them(odd):
     K, X = kernel() ** 2, planted().double().numpy()
