@@ -39,7 +39,7 @@ def _from_numpy(A, name): # always a copy, and on the CPU
 
 # %% ../nbs/00a_checks.ipynb #e066ad61
 def check_finite(
-    A:Tensor,
+    A:Tensor, # of any shape
     name:str="A", # what the error calls it
 ):
     "Refuse NaN and infinity"
