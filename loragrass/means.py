@@ -18,7 +18,7 @@ from torch import Tensor
 from .karcher import (Evidence, Grassmann, KarcherMean, Leading, angle_of_cosine, as_points, cost_and_gradient, default_tolerance,
                                descend, evidence, in_span, karcher_mean, leading_directions, random_start,
                                subspace_iteration, with_evidence)
-from .checks import as_basis
+from .checks import as_basis, as_real
 
 # %% ../nbs/02a_means.ipynb #9ac7c2e3
 GR = Grassmann()
@@ -91,7 +91,7 @@ class PrincipalGeodesics:
         scores, # (..., q) coordinates
     )->Tensor: # (..., n, k)
         "The subspace at these coordinates"
-        return GR.expmap(self.mean, torch.einsum("...q,qnk->...nk", torch.as_tensor(scores).to(self.directions), self.directions))
+        return GR.expmap(self.mean, torch.einsum("...q,qnk->...nk", as_real(scores, "scores", 1).to(self.directions), self.directions))
 
 @torch.no_grad()
 def principal_geodesics(

@@ -1,10 +1,12 @@
 "What 02_karcher and 02a_means promise beside their lessons: certificates that are never wrong, every form of input, invariances, both precisions"
 import math, warnings
 
+import numpy as np
 import pytest, torch
 import loragrass as lg
-from loragrass.karcher import (Grassmann, NonUniqueMeanWarning, _exp, _horizontal, as_points, chordal_mean, cost_and_gradient, geodesic, in_span,
-                               karcher_mean, leading_directions)
+from loragrass import karcher
+from loragrass.karcher import (Grassmann, NonUniqueMeanWarning, _exp, _horizontal, as_points, chordal_mean, cost_and_gradient, dense_directions,
+                               evidence, geodesic, karcher_mean, leading_directions)
 from loragrass.means import flag_mean, karcher_median, principal_geodesics, streaming_mean
 from loragrass.plucker import orthonormalize, principal_angles
 
@@ -257,6 +259,105 @@ def test_streaming_is_the_mean_of_all(make, args):
     assert s.converged and s.unique is m.unique and abs(s.eigengap - m.eigengap) < .03
     if make is half_shared: return
     assert dist(s.mean, m.mean) < 1e-7 and abs(s.variance - m.variance) < 1e-10 and abs(s.lower_bound - m.lower_bound) < .02 * m.variance
+
+def lines_around(N): # N lines, each with squared cosine 1.5 / N to the first axis, and that axis: a known line
+    c2 = 1.5 / N
+    L = torch.zeros(N, N + 1, 1, dtype=torch.float64)
+    L[:, 0, 0], L[torch.arange(N), torch.arange(1, N + 1), 0] = c2 ** .5, (1 - c2) ** .5
+    Q = orthonormalize(randn(N + 1, N + 1, seed=N))
+    return Q @ L, Q[:, :1]
+
+@pytest.mark.parametrize("N", [100, 300, 400])
+def test_a_bound_is_below_a_known_line(N): # Ritz values of eight steps lie below the eigenvalues, and gave 2.2646 for N = 300
+    Y, known = lines_around(N)
+    m = karcher_mean(Y, max_iter=20)
+    assert variance(m.mean, Y) * .95 < m.lower_bound <= variance(known, Y) and m.lower_bound <= m.variance
+
+@pytest.mark.parametrize("size", [.2, .6, .9, 1.3])
+def test_enclosed_eigenvalues_are_above_the_dense_ones(size): # large enough for subspace iteration
+    Y = cloud(30, 250, 8, size)
+    points, k, _ = as_points(Y)
+    m, leading = karcher_mean(Y), leading_directions(points, k, exact=False)
+    dense = dense_directions(points, k)
+    assert leading.residuals.any() and not dense.residuals.any()
+    upper, following, says = karcher._enclosed(m.mean[None], evidence(m.mean[None], points), leading)
+    assert (upper >= dense.values[:, :k]).all() and (following >= dense.values[:, k]).all() and bool(says) is (size < .8)
+    lower = math.fsum(math.acos(l ** .5) ** 2 for l in dense.values[0, :k].tolist())
+    assert .9 * lower - 1e-9 <= m.lower_bound <= lower + 1e-12
+
+def test_the_start_sees_the_data(): # which are orthogonal to what the generator would draw in ℝⁿ
+    n, k = 300, 2
+    drawn = torch.randn(n, k + 8, generator=torch.Generator().manual_seed(0)).double()
+    hidden = orthonormalize(torch.linalg.qr(drawn, mode="complete")[0][:, k + 8:][:, :k])
+    Y = _exp(hidden, 1e-3 * _horizontal(hidden, randn(250, n, k)))
+    assert dist(karcher_mean(Y, max_iter=0).mean, hidden) < .1 and dist(chordal_mean(Y).mean, hidden) < .1
+
+@pytest.mark.parametrize("size, dtype", [(.5, torch.float64), (1.2, torch.float64), (1e-6, torch.float64), (.5, torch.float32)])
+@pytest.mark.parametrize("mean", MEANS.values(), ids=MEANS)
+def test_means_of_few_in_many_dimensions(mean, size, dtype): # in the span of all, against all of ℝⁿ by embedding the span by hand
+    small, Q = cloud(4, 8, 2, size), orthonormalize(randn(8 * 40, 8))
+    wide = mean((Q @ small).to(dtype))
+    assert wide.dtype == dtype and dist(wide.double(), Q @ mean(small)) < (3e-8 if dtype == torch.float64 else 1e-4)
+    assert (wide.mT @ wide - torch.eye(2, dtype=dtype)).abs().max() < 50 * torch.finfo(dtype).eps
+
+def test_wide_means_of_every_kind():
+    Q, w = orthonormalize(randn(400, 8)), [3, 1, 2, 1]
+    same = Q[:, :3].expand(4, 400, 3) # the span has dimension 3, and fewer columns than there are
+    assert karcher_mean(same).variance < 1e-28 and dist(karcher_mean(same).mean, Q[:, :3]) < 1e-13 and dist(flag_mean(same, k=3).basis, Q[:, :3]) < 1e-13
+    mixed = [Q @ y for y in (cloud(1, 8, 1, .5)[0], *cloud(3, 8, 2, .5, seed=3))]
+    m = karcher_mean(mixed, w, k=2)
+    assert m.converged and abs(m.variance - variance(m.mean, mixed, w)) < 1e-12
+    batch = Q @ cloud(4, 8, 2, .5, batch=(3,))
+    for field in ("variance", "lower_bound", "eigengap", "max_angle"):
+        assert (getattr(karcher_mean(batch), field) - torch.tensor([getattr(karcher_mean(batch[:, i]), field) for i in range(3)], dtype=torch.float64)).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="leave 1 … 8"): karcher_mean(Q @ cloud(4, 8, 2, .5), k=9)
+
+def test_weights_of_any_scale():
+    for scale in (1e308, 1e-308, 3e38, 1):
+        m = karcher_mean(Y, [scale] * 3)
+        assert dist(m.mean, karcher_mean(Y).mean) < 1e-12 and m.variance == karcher_mean(Y).variance > .01
+    assert dist(karcher_mean(Y.float(), [1e300, 0, 1e300]).mean, karcher_mean(Y.float(), [1, 0, 1]).mean) < 1e-6
+    assert karcher_mean(Y, torch.tensor([1, 2, 3.])[[2, 1, 0]].numpy()[::-1]).variance == karcher_mean(Y, [1, 2, 3]).variance
+
+def test_arrays_as_people_have_them():
+    C = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).double().numpy()
+    V = np.linalg.eigh(C + C.T)[1][:, ::-1]
+    wanted = karcher_mean([torch.tensor(V[:, :2].copy()), Y[0]]).variance
+    for X in (V[:, :2], V[:, :2].astype(">f8"), V[:, :2].astype(np.longdouble)): assert karcher_mean([X, Y[0]]).variance == wanted
+
+@pytest.mark.parametrize("device", ["meta"])
+def test_nothing_is_made_on_the_default_device(device):
+    wide, mixed = orthonormalize(randn(100, 8)) @ Y, [Y[0], Y[1, :, :1]]
+    calls = {"mean": lambda: karcher_mean(Y, [1, 2, 3], restarts=2).mean, "geoopt": lambda: karcher_mean(Y, solver="geoopt").mean, "wide": lambda: karcher_mean(wide).mean,
+             "large": lambda: karcher_mean(cloud_of_many).mean, "mixed": lambda: karcher_mean(mixed, k=2).mean, "batch": lambda: karcher_mean(torch.stack([Y, Y], 1)).mean,
+             "far": lambda: karcher_mean(half).mean, "chordal": lambda: chordal_mean(cloud_of_many).mean, "flag": lambda: flag_mean(Y).basis,
+             "median": lambda: karcher_median(Y).median, "pga": lambda: principal_geodesics(Y).point([.1] * 2), "streaming": lambda: streaming_mean([Y, Y]).mean,
+             "streaming, large": lambda: streaming_mean([cloud_of_many[:100], cloud_of_many[100:]]).mean, "geodesic": lambda: geodesic(Y[0], Y[1], .5),
+             "array": lambda: karcher_mean(Y.numpy(), [1., 2, 3]).mean}
+    cloud_of_many, half = cloud(150, 300, 2, .5), half_shared()
+    before = {name: call() for name, call in calls.items()}
+    torch.set_default_device(device)
+    try: after = {name: call() for name, call in calls.items()}
+    finally: torch.set_default_device(None)
+    for name in calls: assert after[name].device.type == "cpu" and after[name].equal(before[name]), name
+
+def test_old_names_are_taken_for_one_release():
+    with pytest.warns(FutureWarning, match="method= of karcher_mean.. is now solver=") as said: m = karcher_mean(Y, method="geoopt")
+    assert said[0].filename == __file__ and m.mean.equal(karcher_mean(Y, solver="geoopt").mean)
+
+def test_restarts_depend_on_random_state_only():
+    Z = half_shared()
+    a, b, c = (karcher_mean(Z, restarts=3, random_state=r).mean for r in (0, 0, 7))
+    assert a.equal(b) and not a.equal(c)
+
+def test_evidence_of_a_chordal_mean():
+    Z, w = cloud(6, 15, 3, .5), [1, 2, 3, 1, 2, 3]
+    m = chordal_mean(Z, w)
+    sin2 = torch.stack([principal_angles(m.mean, z).sin().square().sum() for z in Z])
+    assert abs(m.variance - (torch.tensor(w, dtype=torch.float64) * sin2).sum() / 12) < 1e-13 and m.residual < 1e-12 and m.eigengap > .5
+    lines = torch.eye(2, dtype=torch.float64)[..., None]
+    assert chordal_mean(lines).eigengap < 1e-12 and abs(chordal_mean(lines).variance - .5) < 1e-13
+    assert chordal_mean(torch.stack([Z, Z], 1)).variance.shape == (2,)
 
 def test_public_names():
     for name in ("Grassmann", "GrassmannExact", "KarcherMean", "NonUniqueMeanWarning", "karcher_mean", "chordal_mean", "geodesic", "karcher_median",
