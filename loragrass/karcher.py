@@ -96,7 +96,8 @@ def _derivative(f, s, E): # E: one or two symmetric matrices, in the basis of th
     if len(E) == 1: return _difference(f, s[..., :, None], s[..., None, :]) * E[0]
     if len(E) > 2: raise NotImplementedError("maps of the Grassmannian have first and second derivatives here; a third was asked for")
     D = _second_difference(f, s[..., :, None, None], s[..., None, :, None], s[..., None, None, :]) # [i, k, j]
-    return sum(torch.einsum("...ikj,...ik,...kj->...ij", D, F, G) for F, G in (E, E[::-1]))
+    one, two = (torch.einsum("...ikj,...ik,...kj->...ij", D, F, G) for F, G in (E, E[::-1]))
+    return one + two
 
 def _odd(f): return lambda c, order=0: f(c.abs(), order) * (1 if order % 2 else torch.ones_like(c).copysign(c))
 
@@ -399,7 +400,8 @@ def cost_and_gradient(
         else:
             R, c, right = torch.linalg.svd(S, full_matrices=False)
             c = c.clamp(max=1)
-        theta, h = angle_of_cosine(c), _half(c)
+        h = _half(c)
+        theta = 2 * h.sqrt().asin()
         unwound = theta / (2 * (h * (1 - h)).sqrt()) # θ / sin θ
         F = (R * (unwound * w[..., None])[..., None, :]) @ right
         cost = cost + (w * theta.square().sum(-1)).sum(-1) / 2
@@ -572,10 +574,10 @@ def descend(
     "Minimise the cost, each problem of the batch until it is done"
     cost, g, bend = evaluate(x, points)
     at, pairs, scale = _Place(x, cost, g, x, torch.zeros_like(x), g), [], 1 / bend.clamp(min=.5)[:, None, None]
-    live, out = torch.arange(len(x), device=x.device), None
+    live, todo, out = torch.arange(len(x), device=x.device), torch.ones(len(x), dtype=torch.bool, device=x.device), []
     for n_iter in range(max_iter + 1):
         now = [at.x, at.cost, _norm(at.g), torch.full_like(live, n_iter)]
-        out = now if out is None or len(live) == len(x) and todo.all() else _kept(out, now, live, todo)
+        out = now if len(live) == len(x) and todo.all() else _kept(out, now, live, todo)
         todo = out[2][live] > tol
         if n_iter == max_iter or not todo.any(): break
         if 2 * todo.sum() <= len(todo): # half of them are done, and leave
