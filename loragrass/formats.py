@@ -153,6 +153,7 @@ class _Reading:
         self.bad:list[str] = [] # modules whose alpha is NaN or infinite
         self.recipes:dict[str, _Recipe] = {}
         self.version = "unknown" # of Flux, where shapes tell it
+        self.said:float|None = None # the alpha that stands in the header alone
         self.namings, self.kinds = Counter(), Counter() # what the recipes came from
         self.untold:list[str] = [] # modules whose scale nothing tells
         self.other:list[str] = [] # modules whose config tells another rank than their tensors
