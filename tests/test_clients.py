@@ -3,7 +3,7 @@ import copy, json, logging, re, warnings
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import loragrass as lg
 
@@ -306,15 +306,81 @@ def test_a_fused_kohya_file_of_flux_means_the_same_to_diffusers(tmp_path, pipes,
     lg.save(lora, tmp_path/"b.safetensors")
     close(diffusers_deltas(pipes["flux"], tmp_path/"b.safetensors"), applied)
 
+# Flux.2: what diffusers' own converters make of a file
+
+FLUX2 = {"double_blocks.0.img_attn.qkv": (96, 32), "double_blocks.0.txt_attn.qkv": (96, 32), "double_blocks.0.img_attn.proj": (32, 32), "double_blocks.0.img_mlp.0": (192, 32),
+    "double_blocks.0.img_mlp.2": (32, 96), "double_blocks.0.txt_mlp.0": (192, 32), "double_blocks.0.txt_mlp.2": (32, 96), "single_blocks.0.linear1": (288, 32),
+    "single_blocks.0.linear2": (32, 128), "img_in": (32, 4), "txt_in": (32, 32), "time_in.in_layer": (32, 16), "final_layer.linear": (4, 32)}
+ONLY_BFL = {"guidance_in.out_layer": (32, 32), "double_stream_modulation_img.lin": (192, 32), "single_stream_modulation.lin": (96, 32)}
+
+@pytest.mark.parametrize("naming", ["bfl", "kohya"])
+def test_flux_2_has_the_names_that_diffusers_gives_it(tmp_path, naming):
+    convert = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    torch.manual_seed(0)
+    t = {}
+    for module, (m, n) in (FLUX2 if naming == "kohya" else FLUX2 | ONLY_BFL).items():
+        raw, down, up = (f"lora_unet_{module.replace('.', '_')}", "lora_down", "lora_up") if naming == "kohya" else (f"diffusion_model.{module}", "lora_A", "lora_B")
+        t |= {f"{raw}.{down}.weight": torch.randn(2, n), f"{raw}.{up}.weight": torch.randn(m, 2)}
+        if naming == "kohya": t[f"{raw}.alpha"] = torch.tensor(1.0)
+    save_file(t, tmp_path/"a.safetensors")
+    theirs = getattr(convert, "_convert_non_diffusers_flux2_lora_to_diffusers" if naming == "bfl" else "_convert_kohya_flux2_lora_to_diffusers")(dict(t))
+    wanted = {k.removesuffix(".lora_A.weight"): theirs[k.replace("lora_A", "lora_B")] @ a for k, a in theirs.items() if "lora_A" in k}
+    lora = quiet(tmp_path/"a.safetensors")
+    assert lora.arch == "flux2"
+    close({m: u.dense() for m, u in lora.items()}, wanted)
+    saved = lg.save(lora, tmp_path/"b.safetensors", format="diffusers")
+    close({m: u.dense() for m, u in quiet(saved.path).items()}, wanted)
+    back = lg.save(quiet(saved.path), tmp_path/"c.safetensors", format=naming) # and back under the names that it came with
+    assert set(load_file(back.path)) == set(t)
+    close({m: u.dense() for m, u in quiet(back.path).items()}, wanted)
+
+# convolutions with groups
+
+class Grouped(torch.nn.Module):
+    def __init__(self, groups):
+        super().__init__()
+        self.plain, self.conv = torch.nn.Conv2d(8, 8, 1), torch.nn.Conv2d(8, 12, 3, groups=groups)
+    def forward(self, x): return self.conv(self.plain(x))
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("made", [lambda lora: lora, lambda lora: lg.LoRA(dict(lora), "copy", format="peft", config=lora.config)], ids=["as read", "copied"])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_a_convolution_with_groups_is_what_peft_computes(tmp_path, groups, made):
+    torch.manual_seed(0)
+    base = Grouped(groups)
+    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=4, lora_alpha=8, target_modules=["plain", "conv"], rank_pattern={"plain": 6}, init_lora_weights=False))
+    model.save_pretrained(tmp_path/"a")
+    lora, x = quiet(tmp_path/"a"), torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        inner = base.plain(x) + torch.conv2d(x, lora["plain"].dense())
+        wanted = model(x)
+        assert (base.conv(inner) + torch.conv2d(inner, lora["conv"].dense()) - wanted).abs().max() < TOL * 10
+        lg.save(made(lora), tmp_path/"b")
+        assert (peft.PeftModel.from_pretrained(base, tmp_path/"b")(x) - wanted).abs().max() < TOL * 10
+
+def test_mlx_goes_to_peft_with_its_embedding(tmp_path):
+    torch.manual_seed(0)
+    (tmp_path/"mlx").mkdir()
+    t = {f"{m}.lora_{x}": torch.randn(s) / 4 for m, i, o in (("model.embed_tokens", 64, 32), ("model.layers.0.self_attn.q_proj", 32, 32)) for x, s in (("a", (i, 4)), ("b", (4, o)))}
+    save_file(t, tmp_path/"mlx"/"adapters.safetensors")
+    (tmp_path/"mlx"/"adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 5.0}}))
+    lg.save(quiet(tmp_path/"mlx"), tmp_path/"peft")
+    deltas = peft_deltas(llama(), tmp_path/"peft")
+    for m, turned in (("model.embed_tokens", False), ("model.layers.0.self_attn.q_proj", True)):
+        W = 5 * t[f"{m}.lora_a"] @ t[f"{m}.lora_b"]
+        assert (deltas[m] - (W.T if turned else W)).abs().max() < TOL
+
 # LyCORIS
 
 LINEAR = ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", lambda: torch.nn.Linear(24, 36))
 CONV = ("lora_unet_mid_block_resnets_0_conv1", lambda: torch.nn.Conv2d(24, 36, 3, padding=1))
+GROUPS = ("lora_unet_mid_block_resnets_0_conv1", lambda: torch.nn.Conv2d(24, 36, 3, padding=1, groups=3))
 POINT = ("lora_unet_mid_block_attentions_0_proj_in", lambda: torch.nn.Conv2d(24, 36, 1))
 LYCORIS = { # layer, class in lycoris.modules, options beyond lora_dim=4, alpha=2; options of `load`
     "locon": (LINEAR, "locon.LoConModule", {}, {}), "locon conv": (CONV, "locon.LoConModule", {}, {}), "locon point": (POINT, "locon.LoConModule", {}, {}),
     "locon tucker": (CONV, "locon.LoConModule", dict(use_tucker=True), {}), "locon rs": (LINEAR, "locon.LoConModule", dict(rs_lora=True), {}),
     "locon scalar": (LINEAR, "locon.LoConModule", dict(use_scalar=True), {}),
+    "locon groups": (GROUPS, "locon.LoConModule", {}, {}), "loha groups": (GROUPS, "loha.LohaModule", {}, {}),
     "loha": (LINEAR, "loha.LohaModule", {}, {}), "loha conv": (CONV, "loha.LohaModule", {}, {}), "loha point": (POINT, "loha.LohaModule", {}, {}),
     "loha tucker": (CONV, "loha.LohaModule", dict(use_tucker=True), {}), "loha scalar": (LINEAR, "loha.LohaModule", dict(use_scalar=True), {}),
     "loha rs": (LINEAR, "loha.LohaModule", dict(rs_lora=True), {}),
@@ -339,7 +405,7 @@ def test_lycoris_computes_what_we_read(tmp_path, case):
     save_file({f"{name}.{k}": v.contiguous() for k, v in module.state_dict().items()}, tmp_path/"a.safetensors")
     lora = quiet(tmp_path/"a.safetensors", **reading)
     ((_, u),) = lora.items()
-    x = torch.randn(5, *layer.weight.shape[1:2], *([7, 7] if layer.weight.ndim == 4 else []))
+    x = torch.randn(5, getattr(layer, "in_channels", layer.weight.shape[1]), *([7, 7] if layer.weight.ndim == 4 else []))
     with torch.no_grad():
         alone = layer(x)
         module.apply_to()
