@@ -10,6 +10,15 @@ def public(node):
             yield n.name, n
             if isinstance(n, ast.ClassDef): yield from ((f"{n.name}.{name}", m) for name, m in public(n) if ast.get_docstring(m))
 
+def rows(node):
+    "(table, key, what the row says of itself) of the rows that a cell puts into tables, as `NAME = {key: Row(…)}` or `NAME |= {…}`"
+    for n in node.body:
+        if not (isinstance(n, (ast.Assign, ast.AugAssign)) and isinstance(n.value, ast.Dict)): continue
+        target = n.targets[0] if isinstance(n, ast.Assign) else n.target
+        for key, row in zip(n.value.keys, n.value.values):
+            if not (isinstance(target, ast.Name) and target.id.isupper() and isinstance(key, ast.Constant) and isinstance(row, ast.Call)): continue
+            yield target.id, key.value, " · ".join(a.value for a in row.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+
 def call(node):
     "The function that is run when `node` is called: itself, a class's `__init__`, or None where a class has fields instead"
     if isinstance(node, FUNCTIONS): return node

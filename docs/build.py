@@ -65,6 +65,7 @@ class Book:
         if is_export(cell):
             for name, node in page.definitions[cell.id]: yield markdown(self.definition(name, node, cell.source, page))
             body = ast.parse(cell.source).body
+            if rows := list(api.rows(ast.parse(cell.source))): yield markdown(table(rows))
             if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body): return
             prompt = ": ".join(filter(None, ["Source", ", ".join(n.name for n in body if hasattr(n, "name"))]))
             yield code(cell, ["hide-input"], mystnb={"code_prompt_show": prompt, "code_prompt_hide": prompt})
@@ -127,6 +128,10 @@ def label(page, name): # labels have no case: the prefix keeps a class and a fun
     return f"{page}.{'class-' * name[0].isupper()}{name}"
 
 def slug(heading): return re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) # the anchor that MyST gives it, and code hosts too
+
+def table(rows):
+    "Rows of tables of the package as a table of the page"
+    return "\n".join(["| Row | What it is |", "|---|---|", *(api.table_row((f"`{name}[\"{key}\"]`", said)) for name, key, said in rows)])
 
 def fenced(directive, body, **options):
     return "\n".join([f"``````{directive}", *(f":{key}: {value}" for key, value in options.items()), "", body, "``````"])

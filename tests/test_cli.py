@@ -156,7 +156,7 @@ def test_merge_writes_what_the_library_computes(here):
     expected = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 2)
     assert result.exit_code == 0 and "skipped adapters/half.safetensors" in result.stderr and sorted(os.listdir("deep")) == ["out", "r.html"]
     assert sorted(os.listdir("deep/out")) == ["mean_0.safetensors", "mean_1.safetensors"] and "half.safetensors: truncated" in Path("deep/r.html").read_text()
-    for i, mean in enumerate(expected.means_):
+    for i, mean in enumerate(expected.means):
         for m, u in lg.load(f"deep/out/mean_{i}.safetensors").items(): torch.testing.assert_close(u.dense(), mean[m].dense(), rtol=1e-5, atol=1e-6)
 
 @pytest.mark.parametrize("format, names", [("kohya", ["mean_0.safetensors", "mean_1.safetensors"]), ("peft", ["mean_0", "mean_1"])])
@@ -168,8 +168,8 @@ def test_merge_format_and_dtype(format, names, here):
 def test_merge_passes_every_choice_on(here):
     Path("r").mkdir()
     result = run("merge", "adapters", "-k", 2, "-o", "out", "--weights", "agreement", "--per-layer", "--method", "chordal", "--side", "both", "--kernel", "det_regularized", "--rank", 2, "--report", "r/r.html")
-    expected = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 2, "chordal", side="both", kernel="det_regularized", weighted=False, rank=2, weights="agreement", per_layer=True)
-    for i, mean in enumerate(expected.means_):
+    expected = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 2, "chordal", side="both", kernel="det_regularized", sqrt_weighted=False, rank=2, weights="agreement", per_layer=True)
+    for i, mean in enumerate(expected.means):
         for m, u in lg.load(f"out/mean_{i}.safetensors").items(): torch.testing.assert_close(u.dense(), mean[m].dense(), rtol=1e-5, atol=1e-6)
     assert result.exit_code == 0 and all(f"<code>{value}</code>" in Path("r/r.html").read_text() for value in ("agreement", "chordal", "det_regularized"))
 
@@ -204,12 +204,12 @@ def test_rules_weights_and_clusterings_reach_the_library(here):
     assert set(RULES) <= set(re.findall(r"\w+", run("merge", "--help").stdout))
     assert run("merge", "adapters", "-k", 2, "-o", "out", "--method", "ties", "--clustering", "agglomerative", "--rescale", "norm", "--weights", "3,1,1,1,1,2").exit_code == 0
     expected = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 2, "ties", "agglomerative", rescale="norm", weights=[3, 1, 1, 1, 1, 2])
-    for i, mean in enumerate(expected.means_):
+    for i, mean in enumerate(expected.means):
         for m, u in lg.load(f"out/mean_{i}.safetensors").items(): torch.testing.assert_close(u.dense(), mean[m].dense(), rtol=1e-5, atol=1e-6)
 
 def test_a_heavy_diagonal_is_no_warning_where_it_does_no_harm(here):
     result = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 6)
-    assert result.health_.verdict == "diagonal-dominated" and "diagonal" not in run("merge", "adapters", "-k", 6, "-o", "out", "--dry-run").stderr
+    assert result.health.verdict == "diagonal-dominated" and "diagonal" not in run("merge", "adapters", "-k", 6, "-o", "out", "--dry-run").stderr
     assert "diagonal-dominated" in run("merge", "adapters", "-k", 6, "-o", "out", "--dry-run", "--clustering", "grassmann_kmeans").stderr
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
