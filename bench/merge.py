@@ -201,15 +201,15 @@ def files(N=32, groups=4):
         def run():
             loras = load_all(folder)
             found.append(cluster_merge(loras, groups))
-            for j, mean in enumerate(found[0].means_): save(mean, f"{folder}/mean_{j}.safetensors", dtype=torch.float16)
+            for j, mean in enumerate(found[0].means): save(mean, f"{folder}/mean_{j}.safetensors", dtype=torch.float16)
         start = time.process_time()
-        peak, modules, dense = peak_mb(run), found[0].merged_[0].per_module, {}
+        peak, modules, dense = peak_mb(run), found[0].merged[0].per_module, {}
         ours = time.process_time() - start
         for name, shape in modules["shape"].items():
             if shape in dense: continue
             W = first[name].dense().flatten(1)
             start = time.process_time(); torch.linalg.svd(W); dense[shape] = time.process_time() - start
-    right = all(len(set(found[0].labels_[i:i + N // groups])) == 1 for i in range(0, N, N // groups))
+    right = all(len(set(found[0].labels[i:i + N // groups])) == 1 for i in range(0, N, N // groups))
     svds = groups * sum(dense[shape] for shape in modules["shape"])
     table(f"{N} SDXL files, {size:.0f} MB, {len(modules)} modules: read, grouped{'' if right else ' (wrongly)'}, {groups} means written (CPU s, one run)", [
         {"": "loragrass cluster_merge, from disk to disk", "CPU s": ours, "× ours": 1.0, "peak MB": round(peak)},

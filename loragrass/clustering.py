@@ -184,7 +184,7 @@ class KernelKMeans(ClusterMixin, BaseEstimator):
 
 # %% ../nbs/02b_clustering.ipynb #257fc331
 def first_seen(
-    labels:Sequence, # (N,) of any kind
+    labels:Sequence|np.ndarray, # (N,) of any kind
 )->np.ndarray: # (N,)
     "Labels renamed to 0, 1, … in order of first appearance"
     names = {}

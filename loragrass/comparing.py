@@ -8,7 +8,7 @@ Docs: https://loragrass.github.io/loragrass/comparing.html.md"""
 __all__ = ['check_shapes', 'compare', 'Similarity', 'similarity', 'subspaces']
 
 # %% ../nbs/04a_comparing.ipynb #7aab8101
-import itertools, math
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checks import renamed
 from .kernels import KERNELS, gram
 from .lora_io import LoRA, LoRAUpdate, sides_of
-from .plucker import plucker_inner_product, principal_angles
+from .plucker import principal_angles
 
 # %% ../nbs/04a_comparing.ipynb #03fa3cf5
 def check_shapes(
@@ -44,7 +45,7 @@ def compare(
     side:str="left", # "left" (outputs), "right" (inputs) or "both"
     grid:bool=False, # add φ(i, j) = ‖U_a[:, :i]ᵀ U_b[:, :j]‖²_F / min(i, j), a (k, l) tensor a module (Hu et al. 2022, eq. 4)
 )->pd.DataFrame: # one row a module, of "both" one a side and module; modules of one adapter only have no similarity
-    "Two adapters, module by module: ranks, norms, principal angles [rad], similarity and its chance level, log₁₀|det XᵀY| and the source's polynomial kernel of it"
+    "Two adapters, module by module: ranks, norms, principal angles [rad], similarity and its chance level"
     if side == "both": return pd.concat({s: compare(a, b, kernel, s, grid) for s in ("left", "right")}, names=["side"])
     if not (a or b): raise ValueError("nothing to compare: both adapters are empty")
     rows = []
@@ -60,9 +61,6 @@ def compare(
             theta = principal_angles(X, Y)
             row |= {"smallest_angle": float(theta[0]), "largest_angle": float(theta[-1]), "similarity": float(gram([X], [Y], kernel=kernel)[0, 0])}
             if kernel == "projection": row["chance"] = (k * l) ** 0.5 / n
-            if k == l:
-                log_det = float(plucker_inner_product(X, Y, log=True)[1])
-                row |= {"log10_det": log_det / math.log(10), "polynomial": (3 + math.exp(log_det)) ** 2}
             if grid: row["phi"] = _phi(X, Y)
         rows.append(row)
     return pd.DataFrame(rows).set_index("module")
@@ -81,13 +79,13 @@ class Similarity:
     names: list[str]
     side: str
     kernel: str
-    weighted: bool
+    sqrt_weighted: bool # directions weighted by √S
     missing: dict[str, list[str]] # module → adapters without it
     chance: float|None # what random subspaces of these dimensions and weights have, mean over pairs; None: not known for this kernel
     sides: dict[str, Tensor] # "left", "right", as far as they were compared → joint matrix (N, N) of that side alone
 
     def __repr__(self):
-        weighted = "weighted" if self.weighted else "not weighted"
+        weighted = "weighted" if self.sqrt_weighted else "not weighted"
         return f"Similarity: {len(self.names)} adapters, {len(self.modules)} modules, {self.kernel} kernel, side {self.side}, {weighted}"
 
 def _normalized(K, by=None):
@@ -95,31 +93,32 @@ def _normalized(K, by=None):
     d = (K if by is None else by).diagonal().clamp_min(0).sqrt()
     return K / torch.where(d > 0, d, 1.0)[:, None] / torch.where(d > 0, d, 1.0)
 
-def _module_gram(svds, side, kernel, weighted):
+def _module_gram(svds, side, kernel, sqrt_weighted):
     "Kernel matrix of one module, and what it is by chance; absent and zero updates give zero rows"
     here = [i for i, svd in enumerate(svds) if svd is not None and len(svd.S)]
     K, c = torch.zeros(len(svds), len(svds), dtype=torch.float64), torch.zeros(len(svds), dtype=torch.float64)
     if here:
         points, S, at = [svds[i].basis(side) for i in here], [svds[i].S for i in here], torch.tensor(here)
-        K[at[:, None], at] = (gram(points, weights=S) if weighted else gram(points, kernel=kernel)).double().cpu()
-        sizes = torch.tensor([float(s.sum() / s.norm()) if weighted else len(s) ** 0.5 for s in S], dtype=torch.float64)
+        K[at[:, None], at] = (gram(points, weights=S) if sqrt_weighted else gram(points, kernel=kernel)).double().cpu()
+        sizes = torch.tensor([float(s.sum() / s.norm()) if sqrt_weighted else len(s) ** 0.5 for s in S], dtype=torch.float64)
         c[at] = sizes / len(points[0]) ** 0.5
     return _normalized(K), torch.outer(c, c)
 
-def _module_grams(updates, sides, kernel, weighted):
+def _module_grams(updates, sides, kernel, sqrt_weighted):
     "The same for each side, from one decomposition of the updates: (|sides|, N, N) both"
     svds = [None if u is None else u.svd() for u in updates]
-    grams, chances = zip(*(_module_gram(svds, side, kernel, weighted) for side in sides))
+    grams, chances = zip(*(_module_gram(svds, side, kernel, sqrt_weighted) for side in sides))
     return torch.stack(grams), torch.stack(chances)
 
 def _off_diagonal(K): return float((K.sum() - K.diagonal().sum()) / (len(K) * (len(K) - 1)))
 
 # %% ../nbs/04a_comparing.ipynb #e07d0b61
+@renamed(weighted="sqrt_weighted")
 def similarity(
     loras:Sequence[LoRA], # N adapters of one base model
     kernel:str="projection", # any kernel name of `gram`
     side:str="left", # "left" (outputs), "right" (inputs) or "both" (their mean)
-    weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights, which is "projection"
+    sqrt_weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights, which is "projection"
     modules:Mapping[str, float]|None=None, # module → weight; default: all modules, weight 1
     across_layers:bool=False, # one matrix over all pairs of an adapter and a module, instead of one a module
     progress:bool=False, # show a progress bar
@@ -127,26 +126,26 @@ def similarity(
     "Kernel matrix of all pairs, per module and joint"
     loras, sides = list(loras), sides_of(side)
     if kernel not in KERNELS: raise ValueError(f"kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}")
-    weighted = kernel == "projection" if weighted is None else weighted
-    if weighted and kernel != "projection": raise ValueError(f"kernel {kernel!r} is of subspaces and knows no weights: pass weighted=False")
+    sqrt_weighted = kernel == "projection" if sqrt_weighted is None else sqrt_weighted
+    if sqrt_weighted and kernel != "projection": raise ValueError(f"kernel {kernel!r} is of subspaces and knows no weights: pass sqrt_weighted=False")
     names = [n for n in dict.fromkeys(itertools.chain.from_iterable(loras)) if modules is None or n in modules]
     if not names: raise ValueError("no module to compare: the adapters are empty, or `modules` names none of theirs")
-    if across_layers: return _across_layers(loras, names, kernel, sides, weighted)
+    if across_layers: return _across_layers(loras, names, kernel, sides, sqrt_weighted)
     N, grams, missing = len(loras), {}, {}
     total, chance = torch.zeros(len(sides), N, N, dtype=torch.float64), torch.zeros(N, N, dtype=torch.float64)
     for name in tqdm(names, desc="similarity", disable=not progress):
         updates = [lora.get(name) for lora in loras]
         check_shapes(name, updates, loras)
-        by_side, by_chance = _module_grams(updates, sides, kernel, weighted)
+        by_side, by_chance = _module_grams(updates, sides, kernel, sqrt_weighted)
         grams[name], weight = by_side.mean(0), modules[name] if modules else 1.0
         total, chance = total + weight * by_side, chance + weight * by_chance.mean(0)
         if any(u is None for u in updates): missing[name] = [lora.name for lora, u in zip(loras, updates) if u is None]
     together = total.mean(0)
     known = _off_diagonal(_normalized(chance, together)) if kernel == "projection" and N > 1 else None
     of_sides = {s: _normalized(K) for s, K in zip(sides, total)}
-    return Similarity(_normalized(together), grams, [lora.name for lora in loras], side, kernel, weighted, missing, known, of_sides)
+    return Similarity(_normalized(together), grams, [lora.name for lora in loras], side, kernel, sqrt_weighted, missing, known, of_sides)
 
-def _across_layers(loras, names, kernel, sides, weighted):
+def _across_layers(loras, names, kernel, sides, sqrt_weighted):
     "One kernel matrix over all (adapter, module) pairs"
     points = {f"{lora.name}: {n}": lora[n] for lora in loras for n in names if n in lora}
     for side in sides:
@@ -154,10 +153,10 @@ def _across_layers(loras, names, kernel, sides, weighted):
         if len(widths) > 1:
             raise ValueError(f"modules of different width on the {side} side ({', '.join(map(str, sorted(widths)))}) lie in different spaces; "
                              "name some of equal width in `modules`")
-    K, chance = _module_grams(list(points.values()), sides, kernel, weighted)
+    K, chance = _module_grams(list(points.values()), sides, kernel, sqrt_weighted)
     known = _off_diagonal(chance.mean(0)) if kernel == "projection" and len(points) > 1 else None
     side = "both" if len(sides) > 1 else sides[0]
-    return Similarity(K.mean(0), {}, list(points), side, kernel, weighted, {}, known, dict(zip(sides, K)))
+    return Similarity(K.mean(0), {}, list(points), side, kernel, sqrt_weighted, {}, known, dict(zip(sides, K)))
 
 # %% ../nbs/04a_comparing.ipynb #674955d6
 def subspaces(

@@ -46,12 +46,13 @@ def common_bases(
     updates:Sequence[LoRAUpdate|None], # N updates of one weight; None, an absent one, is zero
 )->Cores: # float64
     "All updates of one module in one pair of bases"
-    here = {i: u.up.shape[1] for i, u in enumerate(updates) if u is not None}
-    Q_B, R_B = torch.linalg.qr(torch.cat([updates[i].scale * updates[i].up.double() for i in here], 1))
-    Q_A, R_A = torch.linalg.qr(torch.cat([updates[i].down.double() for i in here]).mT)
-    B, A = (R.new_zeros(len(updates), len(R), max(here.values())) for R in (R_B, R_A))
+    here = {i: u for i, u in enumerate(updates) if u is not None}
+    ranks = [u.rank for u in here.values()]
+    Q_B, R_B = torch.linalg.qr(torch.cat([u.scale * u.up.double() for u in here.values()], 1))
+    Q_A, R_A = torch.linalg.qr(torch.cat([u.down.double() for u in here.values()]).mT)
+    B, A = (R.new_zeros(len(updates), len(R), max(ranks)) for R in (R_B, R_A))
     for X, R in ((B, R_B), (A, R_A)):
-        for (i, r), block in zip(here.items(), R.split(list(here.values()), 1)): X[i, :, :r] = block
+        for i, r, block in zip(here, ranks, R.split(ranks, 1)): X[i, :, :r] = block
     return Cores(Q_B, B @ A.mT, Q_A, (B, A), updates)
 
 # %% ../nbs/04b_cores.ipynb #fd745d6f
@@ -259,11 +260,11 @@ def combine(
 )->Merged:
     "The adapter that a rule makes of N adapters, module by module"
     if rescale not in ("none", "norm"): raise ValueError(f"rescale {rescale!r}: expected 'none' or 'norm'")
-    if not (rank is None or rank == "sum" or rank >= 1):
+    if rank != "sum" and rank is not None and (isinstance(rank, str) or rank < 1):
         raise ValueError(f"rank {rank!r}: expected None (the largest of the inputs'), 'sum' (not cut) or a number ≥ 1")
     loras = list(loras)
-    weights = _checked(weights, len(loras))
-    counts = [True] * len(loras) if isinstance(weights, str) else [bool(w) for w in weights]
+    given = _checked(weights, len(loras))
+    counts = [True] * len(loras) if isinstance(given, str) else [bool(w) for w in given]
     updates, rows, squares, shares, doubtful, notes = {}, {}, [], {}, [], []
     inner, along = torch.zeros(len(loras), len(loras), dtype=torch.float64), torch.zeros(len(loras), dtype=torch.float64)
     for module in tqdm(list(dict.fromkeys(itertools.chain.from_iterable(loras))), desc="merge", disable=not progress):
@@ -274,12 +275,12 @@ def combine(
         if not present: continue
         check_shapes(module, members, partners)
         if lacking := [lora.name for lora, u in zip(partners, members) if u is None]:
-            counted = "has no weight" if isinstance(weights, str) else "counts as zero"
+            counted = "has no weight" if isinstance(given, str) else "counts as zero"
             notes.append(f"{module} is missing in {', '.join(lacking)}: {counted} there")
-        if isinstance(weights, str): w = agreement(members)
-        else: w = weights[here] if only is None else weights[here] * _share(module, weights, here)
-        ranks = [u.up.shape[1] for u in present]
-        most = sum(ranks) if rank == "sum" else rank or max(ranks)
+        if isinstance(given, str): w = agreement(members)
+        else: w = given[here] if only is None else given[here] * _share(module, given, here)
+        ranks = [u.rank for u in present]
+        most = sum(ranks) if isinstance(rank, str) else rank or max(ranks)
         with warnings.catch_warnings(record=True) as caught: # dozens of modules, one note
             warnings.simplefilter("always", NonUniqueMeanWarning)
             part = (None if rule else _by_gram(members, w, most)) or _by_cores(members, w, rule, most)

@@ -85,7 +85,7 @@ def mean_lora(
 
 def layer_means(
     loras:Sequence[LoRA], # N adapters
-    layer_labels:pd.DataFrame, # module × adapter, aligned across modules; −1: left out. `cluster_merge(...).layer_labels_`
+    layer_labels:pd.DataFrame, # module × adapter, aligned across modules; −1: left out. `cluster_merge(...).layer_labels`
     **options, # of `mean_lora`: weights, method, rank, rescale
 )->list[Merged]: # one a label; a label that a module does not have leaves it out
     "One mean a cluster where each module has labels of its own"

@@ -53,8 +53,8 @@ def _parts(what, labels):
     "Kernel matrix, names, group of each adapter, names of the groups, medoids"
     medoids = []
     if isinstance(what, ClusterMerge):
-        if labels is None: labels, medoids = what.labels_, what.medoids_
-        what = what.similarity_
+        if labels is None: labels, medoids = what.labels, what.medoids
+        what = what.similarity
     K = np.asarray(getattr(what, "joint", what), dtype=float)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or not len(K):
         raise ValueError(f"a kernel matrix of shape {K.shape}; expected (N, N), or what `similarity` or `cluster_merge` return")
@@ -159,7 +159,7 @@ def plot_silhouettes(
     ax:Axes|None=None, # where to draw; default: a new figure
 )->Axes:
     "Silhouette of each number of groups, and what chance reaches"
-    found = what.clusters_ if isinstance(what, ClusterMerge) else what
+    found = what.clusters if isinstance(what, ClusterMerge) else what
     if found.silhouette is None or found.shuffled is None:
         raise ValueError("the number of groups was given, or there are fewer than four adapters: there is no curve; cluster with n_clusters='auto'")
     ax, k = _axes(ax, 2.6), int(found.labels.max()) + 1
@@ -336,7 +336,7 @@ def _figures(result):
         "Adapters that are alike lie near each other; rings mark the medoids. Groups on top of each other may be far apart along axes that are not drawn."
     yield _svg(lambda ax: plot_gram(result, ax=ax), "Similarity of all pairs", 3.8), \
         "All pairs, sorted by group: bright squares on the diagonal are groups that stand out."
-    if result.clusters_.silhouette is not None:
+    if result.clusters.silhouette is not None:
         yield _svg(lambda ax: plot_silhouettes(result, ax=ax), "Number of groups"), \
             "How well each number of groups fits. What is below the dotted line comes from nothing."
 
@@ -352,16 +352,16 @@ def html_report(
     notes:Sequence[str]=(), # what else a reader should know: files that were skipped, …
 )->Path:
     "A result as one HTML file that needs nothing beside it"
-    path, names, groups = Path(path), result.similarity_.names, result.summary().reset_index().to_dict("records")
-    for g in groups: g["members"] = [name for name, label in zip(names, result.labels_) if label == g["group"]] # a name may hold a comma
+    path, names, groups = Path(path), result.similarity.names, result.summary().reset_index().to_dict("records")
+    for g in groups: g["members"] = [name for name, label in zip(names, result.labels) if label == g["group"]] # a name may hold a comma
     env = jinja2.Environment(autoescape=True, trim_blocks=True)
     env.filters["num"] = _number
     drawn = {} if scores is None else {"scores": scores.reset_index().to_dict("records"),
                                        "scores_svg": Markup(_svg(lambda ax: plot_scores(scores, ax=ax), "Scores", _height(len(scores))))}
     page = env.from_string(_PAGE).render(
         title=title, css=Markup(_CSS), color=lambda g: COLORS[g % len(COLORS)], warnings=result.cautions(), names=names, groups=groups,
-        modules=len(result.layer_labels_), agreement=result.agreement_, figures=[(Markup(svg), caption) for svg, caption in _figures(result)], **drawn,
-        notes=[*notes, *dict.fromkeys(note for m in result.merged_ for note in m.notes)],
-        parameters={"mean": result.method, "side": result.similarity_.side, "kernel": result.similarity_.kernel, **(parameters or {}), "versions": _versions()})
+        modules=len(result.layer_labels), agreement=result.agreement, figures=[(Markup(svg), caption) for svg, caption in _figures(result)], **drawn,
+        notes=[*notes, *dict.fromkeys(note for m in result.merged for note in m.notes)],
+        parameters={"mean": result.method, "side": result.similarity.side, "kernel": result.similarity.kernel, **(parameters or {}), "versions": _versions()})
     with beside(path) as new: new.write_bytes(page.encode("utf-8", "backslashreplace")) # names of files may hold bytes that are no text
     return path

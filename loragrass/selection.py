@@ -116,7 +116,7 @@ def _resume(path, header):
 class _Spent(Exception): "The budget is used up"
 
 def search_combinations(
-    layer_means:Sequence[LoRA], # k means, the clusters' labels aligned across layers: `cluster_merge(...).means_`
+    layer_means:Sequence[LoRA], # k means, the clusters' labels aligned across layers: `cluster_merge(...).means`
     score:Callable[[LoRA], float]|Sequence[LoRA], # higher is better; or the original adapters: joint similarity to the nearest
     strategy:str="coordinate", # "beam" or "exhaustive"
     budget:int=1000, # scores computed in this call; exhaustive refuses if it needs more

@@ -18,15 +18,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .checks import renamed
 from .clustering import cluster_kernel
 from .lora_io import LoRA, sides_of
 from .writers import beside
 
 # %% ../nbs/04d_subspace_index.ipynb #190f86d0
-def _unit(update, side, weighted):
+def _unit(update, side, sqrt_weighted):
     "X̃ (n, k) of norm ‖X̃ᵀX̃‖ = 1; no columns for a zero update"
     svd = update.svd()
-    w = svd.S if weighted else torch.ones_like(svd.S)
+    w = svd.S if sqrt_weighted else torch.ones_like(svd.S)
     return (svd.basis(side) * (w / w.norm()).sqrt()).float()
 
 def _stack(points, n):
@@ -35,11 +36,11 @@ def _stack(points, n):
     k = max(p.shape[1] for p in points)
     return torch.stack([torch.nn.functional.pad(p, (0, k - p.shape[1])) for p in points])
 
-def _adapters(loras, sides, weighted):
+def _adapters(loras, sides, sqrt_weighted):
     "The block of these adapters: side and module → (N, n, k)"
     block = {}
     for side, name in itertools.product(sides, dict.fromkeys(itertools.chain.from_iterable(loras))):
-        points = [_unit(u, side, weighted) if (u := lora.get(name)) is not None else None for lora in loras]
+        points = [_unit(u, side, sqrt_weighted) if (u := lora.get(name)) is not None else None for lora in loras]
         widths = {p.shape[0] for p in points if p is not None}
         if len(widths) > 1: raise ValueError(f"{name}: widths {sorted(widths)} differ on the {side} side; these adapters are for different base models")
         block[f"{side} {name}"] = _stack(points, widths.pop())
@@ -79,12 +80,13 @@ class _Memory:
 
 class _Folder:
     "Blocks in a folder"
-    def __init__(self, path, side, weighted):
-        self.path, self.told, self.names, self.sizes = Path(path), {"side": side, "weighted": weighted}, [], []
+    def __init__(self, path, side, sqrt_weighted):
+        self.path, self.told, self.names, self.sizes = Path(path), {"side": side, "sqrt_weighted": sqrt_weighted}, [], []
         if not (self.path / "index.json").exists(): return
         saved = json.loads((self.path / "index.json").read_text())
+        if "weighted" in saved: saved["sqrt_weighted"] = saved.pop("weighted") # as it was called before
         if any(saved[key] != value for key, value in self.told.items()):
-            raise ValueError(f"{path} was made with side={saved['side']!r}, weighted={saved['weighted']}; open it with those, or name another folder")
+            raise ValueError(f"{path} was made with side={saved['side']!r}, sqrt_weighted={saved['sqrt_weighted']}; open it with those, or name another folder")
         self.names, self.sizes = saved["names"], saved["sizes"]
 
     def __iter__(self): return ((load_file(self.path / f"{i:05d}.safetensors"), size) for i, size in enumerate(self.sizes))
@@ -109,15 +111,16 @@ class Groups(NamedTuple):
 
 class SubspaceIndex:
     "Adapters, or subspaces of one space, by the thousand: nearest ones and groups, block by block"
+    @renamed(weighted="sqrt_weighted")
     def __init__(self,
         path:str|Path|None=None, # folder to keep the blocks in, opened if it holds an index; None: in memory
         side:str="left", # of adapters: "left" (outputs), "right" (inputs) or "both"; as `similarity`
-        weighted:bool=True, # weight directions by √S; as `similarity`
+        sqrt_weighted:bool=True, # weight directions by √S; as `similarity`
         block:int=1024, # points a block
     ):
         sides_of(side) # or an error
-        self.side, self.weighted, self.block = side, weighted, block
-        self._store = _Memory() if path is None else _Folder(path, side, weighted)
+        self.side, self.sqrt_weighted, self.block = side, sqrt_weighted, block
+        self._store = _Memory() if path is None else _Folder(path, side, sqrt_weighted)
 
     @property
     def names(self)->list[str]: "Of the points, in their order"; return self._store.names
@@ -174,7 +177,7 @@ class SubspaceIndex:
 
     def _as_block(self, points):
         if isinstance(points, Tensor): return {"subspace": points.float() / points.shape[2] ** 0.25}
-        return _adapters(list(points), sides_of(self.side), self.weighted)
+        return _adapters(list(points), sides_of(self.side), self.sqrt_weighted)
 
 def _take(store, rows):
     "The points of these ascending rows as one block"

@@ -11,20 +11,23 @@ __all__ = ['TopicLinear']
 import torch
 from torch import Tensor, nn
 
+from .checks import renamed
+
 # %% ../nbs/06_topic_lora.ipynb #9a93eca8
 class TopicLinear(nn.Module):
     "A frozen linear layer plus U (V + A∗x): U and V learned for all documents, x (rank,) for each"
+    @renamed(seed="random_state")
     def __init__(self,
         base:nn.Linear, # (n → m); frozen here, in place
         rank:int=8, # r: rows of V and A, and numbers for a document
         A:str="random", # "random": fixed, with orthonormal rows; "learned": the same start, then trained
-        seed:int=0, # of U and A
+        random_state:int=0, # of U and A
     ):
         super().__init__()
         m, n = base.weight.shape
         if not 1 <= rank <= min(m, n): raise ValueError(f"rank={rank} for a layer {n} → {m}; expected 1 … {min(m, n)}")
         if A not in ("random", "learned"): raise ValueError(f"A={A!r}; expected 'random' or 'learned'")
-        self.base, self.rank, gen = base.requires_grad_(False), rank, torch.Generator().manual_seed(seed)
+        self.base, self.rank, gen = base.requires_grad_(False), rank, torch.Generator().manual_seed(random_state)
         U, rows = (torch.linalg.qr(torch.randn(d, rank, generator=gen, dtype=torch.float64))[0].to(base.weight) for d in (m, n))
         self.U, self.V = nn.Parameter(U), nn.Parameter(base.weight.new_zeros(rank, n))
         self.A = nn.Parameter(rows.T.contiguous(), requires_grad=A == "learned")

@@ -286,7 +286,7 @@ def train_zoo(
     pretrain_steps:int|None=None, # of the base model
     base:ResidualMLP|Denoiser|None=None, # adapt this one, as `load_zoo("concepts").base`, and pretrain none
     random_state:int=0, # of the base model; adapters are seeded by their names
-    progress:bool=True, # show a progress bar
+    progress:bool=False, # show a progress bar
 )->Zoo:
     "Train a zoo from scratch, \"tasks\" in about a minute and \"concepts\" in seconds on one core, and write it as files"
     if name not in RECIPES: raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")

@@ -268,7 +268,7 @@ def test_diffusers_applies_what_the_formula_of_a_merge_says(tmp_path, pipes, wha
     else: # the third stands alone, and the mean of the other two is theirs
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            merged = lg.cluster_merge([loras[0], loras[0], loras[2]], 2).means_[0]
+            merged = lg.cluster_merge([loras[0], loras[0], loras[2]], 2).means[0]
         expected = {m: u.dense() for m, u in loras[0].items()}
     lg.save(merged, tmp_path/"a.safetensors", dtype=torch.float32)
     close(diffusers_deltas(pipes["sd15"], tmp_path/"a.safetensors"), expected)

@@ -13,6 +13,7 @@ from loragrass.comparing import compare, similarity
 from loragrass.kernels import KernelDegenerateWarning
 from loragrass.lora_io import LoRA, LoRAUpdate
 from loragrass.merging import layer_means, mean_lora
+from loragrass.subspace_index import SubspaceIndex
 
 pytestmark = pytest.mark.filterwarnings("ignore::loragrass.cluster_merge.UnrelatedWarning") # random adapters have nothing in common
 
@@ -90,7 +91,7 @@ def test_missing_modules_count_as_zero_and_are_named():
     (lambda: mean_lora([adapter(1), adapter(2, shapes=((10, 9), (7, 9)))]), "shapes differ"),
     (lambda: similarity([adapter(1), adapter(2, shapes=((10, 9), (7, 9)))]), "shapes differ"),
     (lambda: similarity([adapter(1)], side="up"), "'left', 'right' or 'both'"),
-    (lambda: similarity([adapter(1)], kernel="binet_cauchy", weighted=True), "weighted=False"),
+    (lambda: similarity([adapter(1)], kernel="binet_cauchy", sqrt_weighted=True), "sqrt_weighted=False"),
     (lambda: similarity([adapter(1)], kernel="cosine"), "choose one of projection"),
     (lambda: similarity([adapter(1), LoRA({"m0": replace(adapter(2)["m0"], up=torch.full((12, 3), float("nan")))}, name="burnt")]), "m0 of burnt has NaN"),
     (lambda: compare(LoRA({}), LoRA({})), "both adapters are empty"),
@@ -100,7 +101,7 @@ def test_missing_modules_count_as_zero_and_are_named():
     (lambda: cluster(torch.eye(4), 5), "1 … 4"),
     (lambda: cluster([adapter(1), adapter(2)], 2, "grassmann"), "expected one of"),
     (lambda: cluster(torch.eye(4), 2, "grassmann_kmeans"), "needs the adapters"),
-    (lambda: cluster([adapter(1), adapter(2)], 2, centers="karcher"), "centers: options of method 'grassmann_kmeans'"),
+    (lambda: cluster([adapter(1), adapter(2)], 2, centers="karcher"), "centers: options of clustering 'grassmann_kmeans'"),
     (lambda: cluster([adapter(1), LoRA({"x": adapter(2)["m0"]})], 2, "grassmann_kmeans"), "no module is in all"),
     (lambda: cluster_merge([adapter(1), adapter(2)], weights=[1]), "1 weights for 2"),
     (lambda: cluster(-torch.ones(4, 4)), "≥ 0"),
@@ -116,12 +117,12 @@ def test_errors_say_what_came_and_what_was_expected(call, message):
 @pytest.mark.parametrize("weighted", [True, False])
 def test_similarity_is_a_kernel_of_updates(side, weighted):
     loras = [adapter(i, (1 + i % 3, 2)) for i in range(6)]
-    K = similarity(loras, side=side, weighted=weighted).joint
+    K = similarity(loras, side=side, sqrt_weighted=weighted).joint
     torch.testing.assert_close(K.diagonal(), torch.ones(6, dtype=K.dtype))
     assert torch.linalg.eigvalsh(K)[0] > -1e-10
-    torch.testing.assert_close(K, similarity([gauged(a, i) for i, a in enumerate(loras)], side=side, weighted=weighted).joint, rtol=0, atol=1e-4)
-    torch.testing.assert_close(K, similarity(rotated(loras), side=side, weighted=weighted).joint, rtol=0, atol=1e-4)
-    torch.testing.assert_close(K.flip(0, 1), similarity(loras[::-1], side=side, weighted=weighted).joint)
+    torch.testing.assert_close(K, similarity([gauged(a, i) for i, a in enumerate(loras)], side=side, sqrt_weighted=weighted).joint, rtol=0, atol=1e-4)
+    torch.testing.assert_close(K, similarity(rotated(loras), side=side, sqrt_weighted=weighted).joint, rtol=0, atol=1e-4)
+    torch.testing.assert_close(K.flip(0, 1), similarity(loras[::-1], side=side, sqrt_weighted=weighted).joint)
 
 def test_similarity_of_scaled_updates_is_one():
     a = adapter(1)
@@ -129,16 +130,16 @@ def test_similarity_of_scaled_updates_is_one():
     torch.testing.assert_close(K, torch.ones_like(K), rtol=0, atol=1e-6)
 
 def test_few_adapters():
-    assert cluster_merge([adapter(1)]).labels_.tolist() == [0]
-    assert cluster_merge([adapter(1), adapter(2)], 2).labels_.tolist() == [0, 1]
+    assert cluster_merge([adapter(1)]).labels.tolist() == [0]
+    assert cluster_merge([adapter(1), adapter(2)], 2).labels.tolist() == [0, 1]
     result = cluster_merge([adapter(1), gauged(adapter(1)), adapter(2)], 2)
-    assert result.labels_.tolist() == [0, 0, 1] and result.medoids_[1] == 2
-    close(result.means_[0], adapter(1), 1e-4)
+    assert result.labels.tolist() == [0, 0, 1] and result.medoids[1] == 2
+    close(result.means[0], adapter(1), 1e-4)
 
 def test_same_input_same_result():
     loras = [adapter(i) for i in range(8)]
     a, b = cluster_merge(loras, 3), cluster_merge(loras, 3)
-    assert (a.labels_ == b.labels_).all() and all(torch.equal(x[m].up, y[m].up) for x, y in zip(a.means_, b.means_) for m in x)
+    assert (a.labels == b.labels).all() and all(torch.equal(x[m].up, y[m].up) for x, y in zip(a.means, b.means) for m in x)
 
 def test_inputs_are_not_changed():
     loras = [adapter(i) for i in range(4)]
@@ -164,8 +165,8 @@ def family(seed, group, shared=None, ranks=(3, 2), noise=0.2):
 
 FAMILY, GROUPS = [family(i, i % 2) for i in range(12)], np.arange(12) % 2
 
-@pytest.mark.parametrize("way", [{}, {"normalized": False}, {"method": "agglomerative"}, {"method": "hdbscan"}, {"method": "kernel_kmeans"}, {"method": "grassmann_kmeans"},
-                                 {"method": "grassmann_kmeans", "centers": "karcher"}, {"method": "grassmann_kmeans", "assign": "kernel", "batch_size": 6}], ids=str)
+@pytest.mark.parametrize("way", [{}, {"normalized": False}, {"clustering": "agglomerative"}, {"clustering": "hdbscan"}, {"clustering": "kernel_kmeans"}, {"clustering": "grassmann_kmeans"},
+                                 {"clustering": "grassmann_kmeans", "centers": "karcher"}, {"clustering": "grassmann_kmeans", "assign": "kernel", "batch_size": 6}], ids=str)
 def test_every_way_of_grouping(way):
     assert adjusted_rand_score(GROUPS, cluster(FAMILY, 2, **way).labels) == 1
 
@@ -179,9 +180,9 @@ def test_many_adapters_are_grouped_from_a_sample(monkeypatch):
 def test_chance_is_what_random_adapters_have(side, weighted):
     loras = [adapter(i, (1 + i % 3, 2), ((60, 50), (40, 50))) for i in range(40)]
     loras[3] = LoRA({"m0": loras[3]["m0"]})
-    sim = similarity(loras, side=side, weighted=weighted)
+    sim = similarity(loras, side=side, sqrt_weighted=weighted)
     off = sim.joint[~torch.eye(40, dtype=torch.bool)].mean()
-    assert float(off) == pytest.approx(sim.chance, rel=0.05) and similarity(loras[:2], "binet_cauchy_rbf", weighted=False, modules={"m1": 1}).chance is None
+    assert float(off) == pytest.approx(sim.chance, rel=0.05) and similarity(loras[:2], "binet_cauchy_rbf", sqrt_weighted=False, modules={"m1": 1}).chance is None
 
 # ---- means that follow the groups of each layer, and weights
 
@@ -189,17 +190,17 @@ def test_per_layer_follows_the_layers():
     loras = FAMILY[:8]
     loras[0] = LoRA({"m0": loras[0]["m0"], "m1": loras[1]["m1"]}, name="mixed") # its second module is of the other group
     result = cluster_merge(loras, 2, per_layer=True)
-    labels = result.layer_labels_
+    labels = result.layer_labels
     assert labels.loc["m1"].iloc[0] != labels.loc["m0"].iloc[0] or (labels.loc["m1"] != labels.loc["m0"]).sum() == 1
-    for g, mean in enumerate(result.means_):
+    for g, mean in enumerate(result.means):
         for m in mean: torch.testing.assert_close(mean[m].dense(), mean_lora([a for a, l in zip(loras, labels.loc[m]) if l == g]).lora[m].dense(), rtol=1e-4, atol=1e-5)
     assert result.parameters["per_layer"] and result.method == "svd"
 
 def test_weights_reach_the_means():
     w = list(range(1, 13))
-    means = cluster_merge(FAMILY, 2, weights=w).means_
+    means = cluster_merge(FAMILY, 2, weights=w).means
     for g in range(2): close(means[g], mean_lora(FAMILY[g::2], w[g::2]).lora)
-    close(cluster_merge(FAMILY, 2, weights="agreement").means_[1], mean_lora(FAMILY[1::2], "agreement").lora)
+    close(cluster_merge(FAMILY, 2, weights="agreement").means[1], mean_lora(FAMILY[1::2], "agreement").lora)
 
 def test_cosine_is_the_mean_cosine():
     loras = [adapter(i) for i in range(3)]
@@ -227,7 +228,7 @@ def test_shared_initial_a_is_told_on_the_right_side_only():
 
 def test_a_degenerate_kernel_is_told():
     loras = [adapter(i, (16, 2), ((400, 20), (7, 9))) for i in range(4)]
-    assert KernelDegenerateWarning in told(lambda: cluster_merge([LoRA({"m0": a["m0"]}) for a in loras], 2, kernel="binet_cauchy_rbf", weighted=False))
+    assert KernelDegenerateWarning in told(lambda: cluster_merge([LoRA({"m0": a["m0"]}) for a in loras], 2, kernel="binet_cauchy_rbf", sqrt_weighted=False))
 
 def test_groups_without_anything_in_common_are_told():
     with pytest.warns(UnrelatedWarning, match="group 0 .*Ask for more groups"): result = cluster_merge([adapter(i, shapes=((60, 50), (40, 50))) for i in range(8)])
@@ -243,8 +244,8 @@ def test_a_mean_that_may_not_be_the_only_one_is_told():
 
 def test_copies_are_one_group():
     result = cluster_merge([gauged(adapter(1), i) for i in range(6)])
-    assert not result.labels_.any()
-    close(result.means_[0], adapter(1), 1e-4)
+    assert not result.labels.any()
+    close(result.means[0], adapter(1), 1e-4)
 
 @pytest.mark.parametrize("clustering", ["spectral", "agglomerative", "kernel_kmeans", "hdbscan", "grassmann_kmeans"])
 def test_adapters_without_an_update_are_a_group_of_their_own(clustering):
@@ -253,12 +254,52 @@ def test_adapters_without_an_update_are_a_group_of_their_own(clustering):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = cluster_merge([*members[:3], zero, *members[3:], LoRA({}, name="empty")], 2, clustering=clustering)
-    assert result.labels_.tolist() == [0, 0, 0, 1, 2, 2, 2, 1] and "zero updates" in repr(result)
-    assert all(not u.norm() for u in result.means_[1].values())
-    assert cluster_merge([zero, zero]).labels_.tolist() == [0, 0]
+    assert result.labels.tolist() == [0, 0, 0, 1, 2, 2, 2, 1] and "zero updates" in repr(result)
+    assert all(not u.norm() for u in result.means[1].values())
+    assert cluster_merge([zero, zero]).labels.tolist() == [0, 0]
 
 def test_modules_that_some_lack_are_told():
     with pytest.warns(UserWarning, match="1 of 2 modules are missing in some adapters .m1 in 1 of 3"): cluster_merge([adapter(1), adapter(2), LoRA({"m0": adapter(3)["m0"]})], 1)
 
 def test_too_many_for_all_pairs():
     with pytest.raises(ValueError, match="5001 adapters: .* group them with `cluster`"): cluster_merge([adapter(1)] * 5001)
+
+# ---- one word for one thing: old spellings
+
+def test_results_have_their_names_with_and_without_an_underscore():
+    result = cluster_merge(FAMILY, 2)
+    for name in ("labels", "layer_labels", "means", "medoids", "merged", "similarity", "clusters", "health"): assert getattr(result, f"{name}_") is getattr(result, name)
+    assert result.agreement_.equals(result.agreement) and result.layer_agreement_.equals(result.layer_agreement)
+
+def test_old_keywords_are_taken_and_warned_of():
+    for call, old, new in ((lambda: similarity(FAMILY, weighted=False).sqrt_weighted, "weighted", "sqrt_weighted"), (lambda: cluster(FAMILY, 2, method="agglomerative"), "method", "clustering"),
+                           (lambda: cluster_merge(FAMILY, 2, weighted=False), "weighted", "sqrt_weighted"), (lambda: SubspaceIndex(weighted=False), "weighted", "sqrt_weighted")):
+        with pytest.warns(FutureWarning, match=f"^{old}= of .* is now {new}=") as seen: call()
+        assert seen[0].filename == __file__
+
+# ---- similarities are computed once
+
+def test_similarities_are_computed_once_and_handed_on(monkeypatch):
+    module, asked = sys.modules["loragrass.cluster_merge"], []
+    monkeypatch.setattr(module, "similarity", lambda loras, *args, **kwargs: asked.append(0) or similarity(loras, *args, **kwargs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for side, calls in (("left", 1), ("both", 1), ("right", 2)): # of the right side alone, the left one is compared as well
+            for call in (cluster, cluster_merge):
+                asked.clear()
+                call(FAMILY, 2, side=side)
+                assert len(asked) == calls
+    both = similarity(FAMILY, side="both")
+    for side in ("left", "right"): torch.testing.assert_close(both.sides[side], similarity(FAMILY, side=side).joint)
+
+def test_an_update_is_decomposed_once_for_both_sides(monkeypatch):
+    count, svd = [], LoRAUpdate.svd
+    monkeypatch.setattr(LoRAUpdate, "svd", lambda self, *args: count.append(0) or svd(self, *args))
+    similarity(FAMILY, side="both")
+    assert len(count) == sum(len(a) for a in FAMILY)
+
+def test_warnings_point_at_the_line_that_asked():
+    shared = [family(i, i % 2, shared=i // 6) for i in range(12)]
+    for call in (lambda: cluster(shared, 2, side="right"), lambda: cluster_merge(shared, 2, side="right")):
+        with pytest.warns(SharedInitWarning) as seen: call()
+        assert {w.filename for w in seen if w.category in (SharedInitWarning, UnrelatedWarning)} == {__file__}

@@ -59,7 +59,7 @@ def test_few_adapters(n, tmp_path):
 
 def test_a_heavy_diagonal_is_a_caution_for_lloyds_steps_only():
     plain, lloyd = (lg.cluster_merge(adapters("abcdef", 3), 3, clustering=c) for c in ("spectral", "grassmann_kmeans"))
-    assert plain.health_.verdict == "diagonal-dominated" and plain.cautions() == []
+    assert plain.health.verdict == "diagonal-dominated" and plain.cautions() == []
     assert "diagonal-dominated" in lloyd.cautions()[0]
 
 def test_many_groups_differ_in_colour_or_marker():
@@ -68,7 +68,7 @@ def test_many_groups_differ_in_colour_or_marker():
 @pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize("plot", [lg.plot_gram, lg.plot_map])
 def test_plots_draw_where_they_are_told(plot, result):
-    for what in (result, result.similarity_, result.similarity_.joint, result.similarity_.joint.numpy()):
+    for what in (result, result.similarity, result.similarity.joint, result.similarity.joint.numpy()):
         assert plot(what, ax=(ax := Figure().add_subplot())) is ax
         ax.figure.savefig(io.BytesIO()) # a name with $ would fail here, as mathematics
     assert plot(result, labels=list("abababab"), ax=ax) is ax
@@ -77,7 +77,7 @@ def test_plots_draw_where_they_are_told(plot, result):
 
 def test_order_of_the_heat_map(result):
     ax = lg.plot_gram(result, ax=Figure().add_subplot())
-    K, order = result.similarity_.joint.numpy(), [0, 2, 4, 6, 1, 3, 5, 7]
+    K, order = result.similarity.joint.numpy(), [0, 2, 4, 6, 1, 3, 5, 7]
     assert (ax.images[0].get_array() == K[order][:, order]).all() and [line.get_xdata()[0] for line in ax.lines[1:]] == [3.5]
 
 def test_plot_angles_refuses_what_cannot_be_compared():

@@ -16,8 +16,8 @@ MIXED = [adapter(0), adapter(1, ("a",)), adapter(2, ("b",), 3), adapter(3, r=1),
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("block", [1, 2, 9])
 def test_is_similarity(side, weighted, block):
-    found = SubspaceIndex(side=side, weighted=weighted, block=block).add(MIXED).nearest(MIXED, 5)
-    torch.testing.assert_close(torch.zeros(5, 5).scatter(1, found.index, found.similarity), similarity(MIXED, side=side, weighted=weighted).joint.float(), rtol=1e-4, atol=1e-5)
+    found = SubspaceIndex(side=side, sqrt_weighted=weighted, block=block).add(MIXED).nearest(MIXED, 5)
+    torch.testing.assert_close(torch.zeros(5, 5).scatter(1, found.index, found.similarity), similarity(MIXED, side=side, sqrt_weighted=weighted).joint.float(), rtol=1e-4, atol=1e-5)
 
 def test_a_block_without_its_list_is_not_there(tmp_path):
     SubspaceIndex(tmp_path).add(MIXED[:2])
@@ -53,3 +53,12 @@ def test_refuses():
     with pytest.raises(ValueError, match="different base models"): SubspaceIndex().add(MIXED).nearest([adapter(9, n=5)])
     with pytest.raises(ValueError, match="n_clusters=9"): SubspaceIndex().add(MIXED).cluster(9)
     with pytest.raises(ValueError, match="2 names for 5"): SubspaceIndex().add(MIXED, ["x", "y"])
+
+def test_index_files_of_before_still_open(tmp_path):
+    import json
+    SubspaceIndex(tmp_path, sqrt_weighted=False).add(MIXED)
+    saved = json.loads((tmp_path / "index.json").read_text())
+    saved["weighted"] = saved.pop("sqrt_weighted") # as it was written before
+    (tmp_path / "index.json").write_text(json.dumps(saved))
+    assert len(SubspaceIndex(tmp_path, sqrt_weighted=False).add(MIXED[:1])) == 6 and "sqrt_weighted" in (tmp_path / "index.json").read_text()
+    with pytest.raises(ValueError, match="sqrt_weighted=False; open it with those"): SubspaceIndex(tmp_path)

@@ -43,7 +43,7 @@ def test_x_has_a_gradient_in_the_first_step_and_the_function_is_the_base():
     assert torch.equal(out, layer.base(h)) and (x.grad.abs() > 1e-6).all()
 
 def test_same_seed_same_layer_and_a_state_dict_round_trip():
-    one, two, three = (TopicLinear(torch.nn.Linear(5, 7), 3, seed=seed) for seed in (1, 1, 2))
+    one, two, three = (TopicLinear(torch.nn.Linear(5, 7), 3, random_state=seed) for seed in (1, 1, 2))
     assert torch.equal(one.A, two.A) and not torch.equal(one.A, three.A)
     three.load_state_dict(one.state_dict())
     h, x = torch.randn(4, 5), torch.randn(4, 3)
