@@ -390,7 +390,7 @@ def cost_and_gradient(
     points:Points,
 )->tuple[Tensor, Tensor, Tensor]: # (B,), (B, n, k), (B,)
     "Half the variance; Σ wᵢ log_x(Yᵢ), its negative gradient; the mean θ cot θ, what its Hessian is in most directions"
-    cost, bend, B = 0., 0., []
+    cost, bend, B = torch.zeros_like(points.weights[:, 0]), torch.zeros_like(points.weights[:, 0]), []
     for M, w in zip(points.split(x.mT @ points.columns), points.weights.split([N for N, _ in points.groups], -1)):
         S = M if M.shape[-2] <= M.shape[-1] else M.mT
         c, R = torch.linalg.eigh(S @ S.mT)

@@ -264,7 +264,8 @@ def test_derivatives_against_differences(place): # GrassmannExact differs in wha
     m, weights = Grassmann(), randn(5, 2, seed=11)
     z, at = places(m)[place]
     for name, f in functions(m, *at).items():
-        value = lambda z: (f(z) * (1 if name.startswith("dist") else weights)).sum()
+        mix = 1 if name.startswith("dist") else weights
+        value = lambda z, f=f, mix=mix: (f(z) * mix).sum()
         z = z.clone().requires_grad_()
         assert torch.autograd.gradcheck(value, (z,), check_forward_ad=True, fast_mode=True), name
         assert torch.autograd.gradgradcheck(value, (z,), check_fwd_over_rev=True, fast_mode=True), name
@@ -298,13 +299,13 @@ def test_transforms_of_torch_func(dtype): # each against autograd, one example a
     close_ = lambda a, b: torch.allclose(a, b, rtol=1e-8 if dtype == torch.float64 else 3e-3, atol=1e-10 if dtype == torch.float64 else 3e-3)
     for name, f in functions(m, *at).items():
         if name == "geodesic": continue # checks the values of its arguments, which a map over them cannot
-        value = lambda z: f(z).square().sum() + f(z).sum()
+        value = lambda z, f=f: f(z).square().sum() + f(z).sum()
         one = lambda g: torch.stack([g(e) for e in z])
-        gradient = lambda e: torch.autograd.grad(value(e), e)[0]
-        slopes = torch.stack([gradient(e.clone().requires_grad_()) for e in z])
+        moved = [e.clone().requires_grad_() for e in z]
+        slopes = torch.stack([torch.autograd.grad(value(e), e)[0] for e in moved])
         assert close_(torch.func.vmap(f)(z), one(f)), name
         assert close_(torch.func.vmap(torch.func.grad(value))(z), slopes), name
-        assert close_(torch.func.vmap(lambda e: torch.func.jvp(value, (e,), (at[3],))[1])(z), (slopes * at[3]).sum((-2, -1))), name
+        assert close_(torch.func.vmap(lambda e, value=value: torch.func.jvp(value, (e,), (at[3],))[1])(z), (slopes * at[3]).sum((-2, -1))), name
         hessians = torch.func.vmap(torch.func.hessian(value))(z)
         assert close_(hessians, torch.stack([torch.autograd.functional.hessian(value, e) for e in z])), name
         assert close_(torch.func.jacrev(torch.func.grad(value))(z[0]), hessians[0]), name
