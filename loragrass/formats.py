@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from .factors import READERS, approximate, parse_key
 from .lora_io import LIMITS, Issue, LoRA, LoRACollection, LoRAFormatError, LoRAUpdate, TensorFile, computable, peak
+from .lora_io import printable
 from .module_names import canonical, flux_version, guess_arch, is_embedding, is_language_model, kernel_of, point_kernel, split_rows, unwrapped
 from .scales import Scales, by_pattern, check_config, header_alpha, header_configs
 
@@ -342,7 +343,7 @@ def _remarks(lora, reading)->Iterator[Issue]:
     if encoders and lora.arch in ("flux1", "sd3"): yield Issue("W4", encoders[0], "text encoder keys present; not all clients load them")
     if rank > 128: yield Issue("W5", "", f"rank {rank} > 512: vLLM cannot load it" if rank > 512 else f"rank {rank} > 128 is large for many clients")
     if kept: yield Issue("W6", kept[0], f"keys skipped: {len(kept)} are no low-rank update and are kept in .passthrough, first {', '.join(kept[:3])}")
-    if dropped: yield Issue("W6", "", f"metadata dropped: {', '.join(dropped)[:200]}, of over {reading.file.limits['metadata']:,} characters; limits={{'metadata': …}} keeps them")
+    if dropped: yield Issue("W6", "", f"metadata dropped: {printable(', '.join(dropped)[:200])}, of over {reading.file.limits['metadata']:,} characters; limits={{'metadata': …}} keeps them")
     if reading.kinds["vera"]: yield Issue("W6", "", "VeRA does not store how wide a module's input is: the widest is assumed for all")
     for odd in reading.other[:1]:
         yield Issue("E6", odd, f"{odd}: the config names another rank than the tensors have; theirs counts. PEFT cannot load this adapter")
@@ -448,7 +449,7 @@ def load(
     "Read an adapter, whatever wrote it; LoRAFormatError if it cannot be read"
     lora = _read(path, _Options(drop_bad, ignore_magnitude, approx_rank, alpha, scale, limits))
     _check_numbers(lora, drop_bad)
-    for issue in lora.issues: warnings.warn(f"{path}: {issue.text} [{issue.code}]", stacklevel=2)
+    for issue in lora.issues: warnings.warn(printable(f"{path}: {issue.text} [{issue.code}]"), stacklevel=2)
     return lora
 
 # %% ../nbs/03d_formats.ipynb #84661fcd
@@ -548,7 +549,7 @@ def load_all(
             if strict: raise
             skipped.append(e if isinstance(e, LoRAFormatError) else LoRAFormatError(f"{e.strerror or e}", path, code="E1"))
     collection = LoRACollection(loras if strict else list(_of_one_base(loras, skipped)), skipped)
-    for text in _collection_remarks(collection): warnings.warn(text, stacklevel=2)
+    for text in _collection_remarks(collection): warnings.warn(printable(text), stacklevel=2)
     return collection
 
 # %% ../nbs/03d_formats.ipynb #6cf8ead7

@@ -118,6 +118,8 @@ def _step(token, where, starts): return (starts & where.of(token)) << 1
 
 def _times(item, least, most, where, starts):
     "A name of n characters has n + 1 places: more rounds than that find nothing new"
+    key = item, least, most, starts
+    if key in where.known: return where.known[key] # a repetition of repetitions asks again
     most = min(most - least, len(where.name) + 1)
     for _ in range(min(least, len(where.name) + 1)):
         where.tick()
@@ -128,6 +130,7 @@ def _times(item, least, most, where, starts):
         where.tick()
         new = item(where, new) & ~ends
         ends |= new
+    where.known[key] = ends
     return ends
 
 def _ahead(item, wanted, where, starts):

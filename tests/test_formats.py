@@ -299,7 +299,7 @@ BAD = {
     "alpha": ("E14", lambda p: _st(p, kohya((12, 10), alpha=-1.0)), "from 0 to"),
     "scale": ("E14", lambda p: peft_folder(p/"a", PEFT, lora_alpha=1e8), "10,000"),
     "header config size": ("E14", lambda p: _st(p, PAIR, metadata={"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.x": "x" * (1 << 20)})}), "'metadata'"),
-    "pattern": ("E14", lambda p: peft_folder(p/"a", PEFT, alpha_pattern={"(a+)+$": 3}), "for ever"),
+    "pattern": ("E14", lambda p: peft_folder(p/"a", PEFT, alpha_pattern={r"(a)\1": 3}), "not read here"),
 }
 
 TO_DO = r"(?i)download|convert|git lfs pull|=\w|=\{|needs both|expected|save |remove one|ask whoever|known (are|formats)|reads LoRA|load it again|cannot be (right|used|read)|is for another|correct (it|them)|fewer repetitions|merge it"

@@ -1,7 +1,7 @@
 """Mutated files: only LoRAFormatError, no crash, no hang, no memory, no wrong silent read.
 
 A quick run by default, the same each time; LORAGRASS_FUZZ=5000 (`make fuzz`) for so many examples of each kind, with other seeds each time."""
-import json, os, resource, struct, time, warnings
+import json, os, re, resource, struct, time, warnings
 from collections import Counter
 
 import pytest
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save, save_file
 
 import loragrass as lg
 from loragrass import formats
+from loragrass.scales import by_pattern
 from lora_files import LISTS, kohya, peft_folder, tensors
 
 EXAMPLES = int(os.environ.get("LORAGRASS_FUZZ", 300))
@@ -199,17 +200,106 @@ def test_hostile_headers_are_refused_quickly_and_in_little_memory(tmp_path, name
     assert time.process_time() - start < 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20 # kB
 
-def test_patterns_that_never_end_are_refused(tmp_path):
+BOMBS = ["(ab|ab)" * 40 + "c", "(|a)" * 60 + "c", "(a|a?)+$", "(a+)+b", "((a*)*)*b", "a?" * 40 + "a" * 40, ".*.*.*.*b", "(a{1,99999}){1,99999}b",
+    "(?=(a+)+b)a*", "[" + "".join(chr(0x100 + 3 * i) for i in range(1900)) + "]", "(" * 49 + "a" + "+)" * 49 + "b"]
+
+@pytest.mark.parametrize("field", ["alpha_pattern", "rank_pattern"])
+def test_patterns_that_re_never_ends_are_matched_at_once(tmp_path, field):
     t = {f"base_model.model.{'a' * 60}.{i}.lora_{x}.weight": torch.ones(s) for i in range(50) for x, s in (("A", (2, 6)), ("B", (9, 2)))}
-    for i, pattern in enumerate(("(a+)+$", "(a|aa)*b", "a?" * 40 + "a" * 40, ".*.*.*.*b", r"(a)\1*b")):
-        start = time.process_time()
-        with pytest.raises(lg.LoRAFormatError) as e: lg.load(peft_folder(tmp_path/str(i), t, r=2, alpha_pattern={pattern: 3}))
-        assert e.value.code == "E14" and time.process_time() - start < 5
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lora = lg.load(peft_folder(tmp_path/"a", t, r=2, lora_alpha=4, **{field: {p: 2 for p in BOMBS} | {"a+.1|a+.2": 8}}))
+    assert time.process_time() - start < 5
+    assert [lora[f"{'a' * 60}.{i}"].scale for i in range(4)] == ([2, 4, 4, 2] if field == "alpha_pattern" else [2] * 4)
+
+@pytest.mark.parametrize("pattern", [r"(a)\1*b", "(?<=a)b", "(?P<x>a)", "(?i:a)", "a++", "a)|(b", "(a", "[a", "[b-a]", "a{3,2}", "*a", "a\\", r"\x41", "(" * 60 + ")" * 60, "a" * 3000])
+def test_patterns_that_are_not_read_are_refused(tmp_path, pattern):
+    t = {"base_model.model.q.lora_A.weight": torch.ones(2, 6), "base_model.model.q.lora_B.weight": torch.ones(9, 2)}
+    with pytest.raises(lg.LoRAFormatError, match="pattern.*Correct it in the config") as e: lg.load(peft_folder(tmp_path/"a", t, r=2, alpha_pattern={pattern: 3}))
+    assert e.value.code == "E14"
 
 @pytest.mark.parametrize("field", ["alpha_pattern", "rank_pattern"])
 def test_patterns_have_little_time_in_all(tmp_path, monkeypatch, field):
     monkeypatch.setattr(formats, "_PATIENCE", 0.3)
     t = {f"base_model.model.{'a.' * 100}{i}.lora_{x}.weight": torch.ones(s) for i in range(50) for x, s in (("A", (2, 4)), ("B", (4, 2)))}
     start = time.process_time()
-    with pytest.raises(lg.LoRAFormatError, match="0.3 s to match") as e: lg.load(peft_folder(tmp_path/"a", t, r=2, lora_alpha=2, **{field: {f".*a.*a.*c{i}": 2 for i in range(200)}}))
+    with pytest.raises(lg.LoRAFormatError, match="0.3 s to match") as e: lg.load(peft_folder(tmp_path/"a", t, r=2, lora_alpha=2, **{field: {f".*a.*a.*c{i}": 2 for i in range(9000)}}))
     assert e.value.code == "E14" and e.value.path == tmp_path/"a" and time.process_time() - start < 5
+
+ATOMS = ["a", "b", ".", r"\.", "_", "1", r"\d", r"\w", r"\W", r"\S", r"\D", "[ab]", "[^a]", "[a-b_]", "[.1-]", "[]a]", "[^]a]", r"[\d.]", r"[^\w]", "-", "{", "}", "]", "{a}",
+    "[--1]", r"[\.\-]", "^", "$", r"\b", r"\Z", r"\A", "/"]
+REPEATS = ["*", "+", "?", "{2}", "{1,2}", "{,2}", "{2,}", "*?", "+?", "??", "{0}", "{0,1}?"]
+
+def grown(inner):
+    group = st.builds(lambda kind, parts: f"({kind}{'|'.join(parts)})", st.sampled_from(["", "?:", "?=", "?!"]), st.lists(inner, min_size=1, max_size=3))
+    one = st.one_of(inner, group)
+    return st.one_of(group, st.lists(st.one_of(one, st.builds(str.__add__, one, st.sampled_from(REPEATS))), max_size=4).map("".join))
+
+@fuzz
+@given(st.recursive(st.sampled_from(ATOMS), grown, max_leaves=8), st.text("ab._1-", max_size=9))
+def test_patterns_match_as_re_matches_them(pattern, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try: expected = bool(re.match(rf"(.*\.)?({pattern})$", name)) # as PEFT's get_pattern_key
+        except re.error: return
+    try: found = by_pattern({pattern: True}, name, False)
+    except ValueError: assert re.search(r"[*+?}]\+", pattern) # possessive: the one thing that these can be made of and that is not read
+    else: assert found == expected
+
+WRITTEN = ["q_proj", "model.layers.1.self_attn.q_proj", "^model.decoder.layers.0.encoder_attn.k_proj", r"layers\.\d+\.self_attn\.(q|v)_proj", "layers.[0-9]+.mlp.*", r".*\.(to_k|to_v)",
+    r"(?!.*lm_head).*_proj", r"model\.layers\.(1[0-9]|2[0-3])\..*", "down_blocks.0.*", r"down_blocks\.[01]\.attentions\.\d\..*to_q$", ".*attn.*", "lm_head", "k_proj|v_proj",
+    "layers.{1,2}1.*", r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_(out|mlp))", r"\b0\b.*", "mid_block", "to_out.0", r"ff\.net\.[02](\.proj)?"]
+
+def test_patterns_as_people_write_them():
+    names = [key.rsplit(".lora", 1)[0] for shapes in LISTS.values() for key in list(shapes)[:400]]
+    names += [f"model.layers.{i}.self_attn.{x}_proj" for i in range(30) for x in "qkvo"] + [f"model.layers.{i}.mlp.up_proj" for i in range(30)] + ["lm_head"]
+    found = Counter()
+    for pattern in WRITTEN:
+        compiled = re.compile(rf"(.*\.)?({pattern})$")
+        for name in names:
+            matches = by_pattern({pattern: True}, name, False)
+            assert matches == bool(compiled.match(name)), (pattern, name)
+            found[pattern] += matches
+    assert sum(n > 0 for n in found.values()) > 10
+
+# ---- texts
+
+EVIL = "\x1b[2J\x9b31m\u202egnp\u2066\n\r\x07\u2028"
+
+def evil_config(path): return peft_folder(path/"a", {"base_model.model.q.lora_A.weight": torch.ones(2, 6), "base_model.model.q.lora_B.weight": torch.ones(9, 2)},
+    r=2, peft_type=f"OFT{EVIL}")
+def evil_pattern(path): return peft_folder(path/"a", {"base_model.model.q.lora_A.weight": torch.ones(2, 6)}, r=2, alpha_pattern={f"({EVIL}": 2})
+def evil_value(path): return peft_folder(path/"a", {"base_model.model.q.lora_A.weight": torch.ones(2, 6)}, r=2, alpha_pattern={f"q{EVIL}": EVIL})
+def evil_file(path):
+    (path/f"a{EVIL}.safetensors").write_text("<!DOCTYPE html>")
+    return path/f"a{EVIL}.safetensors"
+def evil_key(path):
+    save_file({f"q{EVIL}.lora_B.weight": torch.ones(2, 2)}, path/"a.safetensors")
+    return path/"a.safetensors"
+def evil_module(path): # no ASCII control character among them, which older readers looked for
+    save_file({"q\x9b31m\u202e.lora_B.weight": torch.ones(2, 2), "q\x9b31m\u202e.lora_A.weight": torch.ones(2, 2)}, path/"a.safetensors")
+    return path/"a.safetensors"
+def evil_dtype(path):
+    header = json.dumps({"q.lora_up.weight": {"dtype": EVIL, "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (path/"a.safetensors").write_bytes(raw(header, bytes(8)))
+    return path/"a.safetensors"
+
+@pytest.mark.parametrize("build", [evil_config, evil_pattern, evil_value, evil_file, evil_key, evil_module, evil_dtype])
+def test_errors_hold_no_control_characters(tmp_path, build):
+    path = build(tmp_path)
+    with pytest.raises(lg.LoRAFormatError) as e: lg.load(path)
+    assert str(e.value).isprintable() and e.value.text.isprintable()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert repr(lg.load_all(tmp_path)).replace("\n", "").isprintable()
+    assert said and all(str(w.message).isprintable() for w in said)
+
+def test_warnings_and_names_hold_no_control_characters(tmp_path):
+    t = kohya((9, 8))
+    save_file(t | {"other": torch.ones(1)}, tmp_path/f"a{EVIL}.safetensors", metadata={f"long{EVIL}": "x" * (1 << 21)})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        lora = lg.load(tmp_path/f"a{EVIL}.safetensors")
+    assert len(said) >= 2 and all(str(w.message).isprintable() for w in said)
+    assert lora.name.isprintable() and repr(lora).isprintable() and all(issue.text.isprintable() for issue in lora.issues)
