@@ -99,7 +99,7 @@ def _character(token):
 def _repeat(token, branch, tokens):
     "* + ? {2,4}, lazy ones too: they find the same"
     if not branch or branch[-1].func in (_edge, _times): raise ValueError(f"{token} after nothing that it could repeat")
-    low, comma, high = {"*": "0,", "+": "1,", "?": "0,1"}.get(token, token[1:-1]).partition(",")
+    low, comma, high = {"*": "0,", "+": "1,", "?": "0,1"}.get(token, str(token[1:-1])).partition(",")
     least, most = int(low or 0), int(high or 10**9) if comma else int(low)
     if least > most: raise ValueError(f"{token}, the wrong way round")
     if tokens and tokens[-1] == "?": tokens.pop()
