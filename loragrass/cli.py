@@ -26,7 +26,7 @@ def _plain(text)->str:
 
 def _say(text): typer.echo(_flags(_plain(text)), err=True)
 
-_ARGUMENT = re.compile(r"\b(approx_rank|alpha|scale|dtype|format|side|kernel|embedding|method|clustering|weights|rescale|n_clusters)(?:=(?:torch\.)?'?| ')(\w+)'?((?:,? or '\w+')*)")
+_ARGUMENT = re.compile(r"\b(approx_rank|alpha|scale|dtype|format|side|kernel|embedding|method|clustering|weights|rescale|n_clusters|stand_in)(?:=(?:torch\.)?'?| ')(\w+)'?((?:,? or '\w+')*)")
 
 def _flags(text)->str:
     "A message of the library with its arguments as the command spells them: approx_rank=N is --approx-rank N, side 'up' is --side up"
@@ -233,7 +233,7 @@ def _clusterings(): return names_in("clustering", "CLUSTERINGS") + names_in("clu
 def _one_of(known, **options):
     "Refuse what the command does not know; None is the default"
     for name, value in options.items():
-        if value not in (None, *known): raise ValueError(f"--{name} {value}: expected one of {', '.join(known)}")
+        if value not in (None, *known): raise ValueError(f"--{name.replace('_', '-')} {value}: expected one of {', '.join(known)}")
 
 def _dtype(name):
     from loragrass.writers import PRECISIONS
@@ -257,7 +257,7 @@ def _spare(targets, inputs, force):
 def _means(folder):
     "What an earlier run wrote there: by name, and folders that hold the two files of PEFT and nothing else"
     def ours(p): return {q.name for q in p.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"} if p.is_dir() else p.suffix == ".safetensors"
-    return [p for p in folder.iterdir() if re.fullmatch(r"mean_\d+(\.safetensors)?", p.name) and ours(p)]
+    return [p for p in folder.iterdir() if re.fullmatch(r"(?:mean|medoid)_\d+(\.safetensors)?", p.name) and ours(p)]
 
 def _put_means(new, out):
     "The new folder takes the place of the means of an earlier run; what else is there stays"
@@ -312,9 +312,9 @@ FORCE = Annotated[bool, typer.Option("--force", help="Replace what has the same 
 def merge(
     ctx:typer.Context,
     paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
-    out:Annotated[Path, typer.Option("-o", "--out", help="Folder to write mean_0, mean_1, … to.")],
+    out:Annotated[Path, typer.Option("-o", "--out", help="Folder to write mean_0, mean_1, … to, or medoid_0, ….")],
     n_clusters:Annotated[str, typer.Option("-k", "--n-clusters", metavar="auto|N", help="Number of groups.")]="auto",
-    method:Annotated[str, typer.Option(help=f"Rule that makes one adapter of a group: {', '.join(_rules())}.")]="svd",
+    method:Annotated[str|None, typer.Option(help=f"Rule that makes one adapter of a group: {', '.join(_rules())}; default: median, or svd where weights are numbers.")]=None,
     side:Annotated[str, typer.Option(help="Subspaces compared: left (outputs), right (inputs) or both.")]="left",
     kernel:Annotated[str, typer.Option(help="Kernel on subspaces; all but projection ignore the strength of directions.")]="projection",
     clustering:Annotated[str, typer.Option(help=f"{', '.join(_clusterings())}.")]="spectral",
@@ -322,6 +322,7 @@ def merge(
     weights:Annotated[str, typer.Option(help="Of the members in their mean: uniform; agreement: strangers in a group count less; or 1,2,…: one for each adapter, in the order in which they are found.")]="uniform",
     rescale:Annotated[str, typer.Option(help="none; or norm: means as long as their members.")]="none",
     per_layer:Annotated[bool, typer.Option("--per-layer", help="Build each module of the means from its own groups, matched to the joint ones.")]=False,
+    stand_in:Annotated[str, typer.Option("--stand-in", help="For each group: its mean; or its medoid, the member most like the others, as it came.")]="mean",
     format:FORMAT=None,
     dtype:DTYPE=None,
     report:Annotated[Path|None, typer.Option(help="Write an HTML report to this file, too.")]=None,
@@ -329,11 +330,12 @@ def merge(
     dry_run:Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")]=False,
     force:Annotated[bool, typer.Option("--force", help="Replace the means of an earlier run, and the report; nothing else, and never an input.")]=False,
 ):
-    "Group adapters and write one mean adapter for each group."
+    "Group adapters and write one adapter for each group."
     k = _groups(n_clusters)
     _one_of(_rules(), method=method)
     _one_of(_clusterings(), clustering=clustering)
     _one_of(("none", "norm"), rescale=rescale)
+    _one_of(("mean", "medoid"), stand_in=stand_in)
     _one_of(_formats(), format=format)
     _one_of(_precisions(), dtype=dtype)
     _places(paths, out, report)
@@ -341,7 +343,7 @@ def merge(
     _spare([out, *([report] if report else [])], loras, force)
     w = _weights(weights, loras)
     with _folder(out, dry_run) as folder:
-        result = lg.cluster_merge(loras, k, method, clustering, side, kernel=kernel, rank=rank, weights=w, per_layer=per_layer, rescale=rescale, random_state=random_state, progress=sys.stderr.isatty())
+        result = lg.cluster_merge(loras, k, method, clustering, side, kernel=kernel, rank=rank, weights=w, per_layer=per_layer, rescale=rescale, stand_in=stand_in, random_state=random_state, progress=sys.stderr.isatty())
         for mean in _bar(result.means, "writing"): lg.save(mean, _file(mean, folder, format), format, _dtype(dtype))
         _print_groups(result)
     for mean in result.means: typer.echo(_plain(f"{'would write' if dry_run else 'wrote'} {_file(mean, out, format)}"))

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .checks import caller_level, renamed
 from .clustering import CLUSTERINGS, Clusters, GrassmannKMeans, cluster_kernel, first_seen, rand_index, regrouped, sees_otherwise
 from .comparing import Similarity, similarity, subspaces
-from .cores import Merged
+from .cores import Merged, combine
 from .kernels import KernelHealth, kernel_health
 from .lora_io import LoRA
 from .merging import layer_means, mean_lora
@@ -95,9 +95,9 @@ class ClusterMerge:
     "Groups of adapters and the one that stands for each"
     labels: np.ndarray # (N,)
     layer_labels: pd.DataFrame # module × adapter, aligned with `labels`; −1 where the adapter lacks the module
-    means: list[LoRA] # in the order of the labels 0, 1, …
+    means: list[LoRA] # in the order of the labels 0, 1, …; with stand_in="medoid", those
     medoids: list[int] # index of the member most like its group
-    merged: list[Merged] # the means with what is known about them
+    merged: list[Merged] # the same, with what is known about them
     similarity: Similarity
     clusters: Clusters
     health: KernelHealth|None # of the joint kernel; `None` below three adapters
@@ -122,7 +122,7 @@ class ClusterMerge:
         return pd.DataFrame([[rand_index(a, b) for b in rows] for a in rows], names, names)
 
     def summary(self)->pd.DataFrame: # one row a group
-        "Group, members (and, where layers have groups of their own, how many take part in a module, on average), medoid, similarity inside and outside, cosine of the updates, rank of the mean, its error and energy"
+        "Group, members (and, where layers have groups of their own, how many take part in a module, on average), medoid, similarity inside and outside, cosine of the updates with each other, with what stands in and with the medoid, largest norm over the smallest, rank of what stands in, its error and energy"
         K, names, rows = self.similarity.joint.numpy(), self.similarity.names, []
         for g, merged in enumerate(self.merged):
             inside = np.flatnonzero(self.labels == g)
@@ -131,8 +131,15 @@ class ClusterMerge:
             by_layer = {"size_by_layer": (self.layer_labels.to_numpy() == g).sum(1).mean()} if self.parameters["per_layer"] else {}
             rows.append({"group": g, "size": len(inside), **by_layer, "members": ", ".join(names[i] for i in inside), "medoid": names[self.medoids[g]],
                          "inside": pairs.mean() if len(pairs) else np.nan, "outside": K[np.ix_(inside, outside)].mean() if len(outside) else np.nan, "cosine": merged.cosine,
+                         f"to_{self.parameters['stand_in']}": merged.members["with_result"].mean(), "to_medoid": self._to_medoid(g), "spread": merged.spread,
                          "rank": max((u.up.shape[1] for u in merged.lora.values()), default=0), "rel_error": merged.rel_error, "energy": merged.energy})
         return pd.DataFrame(rows).set_index("group")
+
+    def _to_medoid(self, g):
+        "Mean cosine of the other members with the medoid"
+        medoid, members = self.medoids[g], self.merged[g].members
+        if not self.parameters["per_layer"]: medoid = np.flatnonzero(self.labels == g).tolist().index(medoid)
+        return members["cosine"].get(medoid, np.nan) # one of weight 0 is not there
 
     def cautions(self)->list[str]:
         "What a reader must know before the tables"
@@ -146,7 +153,7 @@ class ClusterMerge:
             told.append("Subspaces of inputs took part in the comparison: adapters that were started from one A look alike there, whatever they learnt.")
         return told
 
-    def __repr__(self): return f"ClusterMerge: {len(self.labels)} adapters in {len(self.means)} group{'s' * (len(self.means) > 1)}, means by {self.method}; {self.clusters.note or '.summary() tells more'}"
+    def __repr__(self): return f"ClusterMerge: {len(self.labels)} adapters in {len(self.means)} group{'s' * (len(self.means) > 1)}, {'medoids' if self.parameters['stand_in'] == 'medoid' else f'means by {self.method}'}; {self.clusters.note or '.summary() tells more'}"
 
 # %% ../nbs/04_cluster_merge.ipynb #1bf75bbb
 class UnrelatedWarning(UserWarning): "Adapters in one group have next to nothing in common"
@@ -169,7 +176,7 @@ def _warn_unrelated(merged):
 def cluster_merge(
     loras:Sequence[LoRA], # N adapters of one base model
     n_clusters:int|str="auto", # or the number of groups
-    method:str="svd", # of the means, as `mean_lora` has it
+    method:str|None=None, # of the means, as `mean_lora` has it; default: "median", or "svd" where weights are numbers
     clustering:str="spectral", # as `cluster` has it
     side:str="left", # subspaces compared: "left" (outputs), "right" (inputs) or "both"
     sqrt_weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights
@@ -178,16 +185,20 @@ def cluster_merge(
     weights:Sequence[float]|str|None=None, # of the members in their mean, (N,); default uniform; "agreement": by mean cosine with the others, per module
     per_layer:bool=False, # build each module of the means from the module's own groups, aligned with the joint ones
     rescale:str="none", # "norm": means as long as their members
+    stand_in:str="mean", # for each group: its "mean", or its "medoid", the member most like the others, as it came
     random_state:int=0, # of the starts of k-means
     progress:bool=False, # show progress bars
 )->ClusterMerge:
-    "Group adapters and put one mean adapter in the place of each group"
+    "Group adapters and put one adapter in the place of each group"
     loras, of_each = list(loras), None if weights is None or isinstance(weights, str) else np.asarray(weights)
     if not loras: raise ValueError("no adapters to group: pass at least one")
     if len(loras) > LARGE:
         raise ValueError(f"{len(loras)} adapters: this compares all pairs in each module, and keeps that, up to {LARGE}; "
                          "group them with `cluster`, then average each group with `mean_lora`")
     if of_each is not None and len(of_each) != len(loras): raise ValueError(f"{len(of_each)} weights for {len(loras)} adapters")
+    if stand_in not in ("mean", "medoid"): raise ValueError(f"stand_in {stand_in!r}: expected 'mean' or 'medoid'")
+    if stand_in == "medoid" and (per_layer or rank or rescale != "none"): raise ValueError("a medoid stands in as it came: rank, rescale and per_layer are of means")
+    method = method or ("median" if of_each is None else "svd") # a median follows the majority, and so half of the weight
     sim = similarity(loras, kernel, side, sqrt_weighted, progress=progress)
     found = _grouped(loras, sim, n_clusters, clustering, random_state)
     groups = [np.flatnonzero(found.labels == g) for g in range(found.labels.max() + 1)]
@@ -196,17 +207,29 @@ def cluster_merge(
     _warn_shared_init(loras, sim, len(groups), random_state)
     _warn_missing(sim)
     made = {"method": method, "rank": rank, "rescale": rescale}
-    if per_layer: merged = layer_means(loras, layers, weights=weights, **made)
+    medoids = [_medoid(sim.joint.numpy(), group, None if of_each is None else of_each[group]) for group in groups]
+    if stand_in == "medoid": merged = [_as_it_came(loras, group, at, f"medoid_{g}") for g, (group, at) in enumerate(zip(groups, medoids))]
+    elif per_layer: merged = layer_means(loras, layers, weights=weights, **made)
     else: merged = [mean_lora([loras[i] for i in group], weights if of_each is None else of_each[group].tolist(), name=f"mean_{g}", **made)
                     for g, group in enumerate(tqdm(groups, desc="means", disable=not progress))]
     _warn_unrelated(merged)
     return ClusterMerge(
-        labels=found.labels, layer_labels=layers, means=[m.lora for m in merged], medoids=[_medoid(sim.joint.numpy(), group) for group in groups],
+        labels=found.labels, layer_labels=layers, means=[m.lora for m in merged], medoids=medoids,
         merged=merged, similarity=sim, clusters=found, health=kernel_health(sim.joint, n_clusters=len(groups)) if len(loras) > 2 else None,
         parameters={"n_clusters": n_clusters, "method": method, "clustering": clustering, "side": side, "sqrt_weighted": sqrt_weighted, "kernel": kernel, "rank": rank,
-                    "weights": weights, "per_layer": per_layer, "rescale": rescale, "random_state": random_state})
+                    "weights": weights, "per_layer": per_layer, "rescale": rescale, "stand_in": stand_in, "random_state": random_state})
 
-def _medoid(K, group): return int(group[K[np.ix_(group, group)].sum(0).argmax()]) # the member most like the others
+def _medoid(K, group, weights=None):
+    "The member most like the others"
+    weights = np.ones(len(group)) if weights is None else np.asarray(weights, float)
+    return int(group[np.where(weights != 0, K[np.ix_(group, group)] @ weights, -np.inf).argmax()])
+
+def _as_it_came(loras, group, medoid, name):
+    "A member in the place of its group, with what is known about it as about a mean"
+    members, at = [LoRA(loras[i].updates, loras[i].name, arch=loras[i].arch) for i in group], group.tolist().index(medoid)
+    made = combine(members, [1 / len(group)] * len(group), lambda cores, weights, rank: cores.M[at], "sum")
+    one = loras[medoid]
+    return replace(made, lora=LoRA(one.updates, name, one.path, one.format, one.arch, one.metadata, one.config, one.passthrough))
 
 # %% ../nbs/04_cluster_merge.ipynb #986b5fa9
 def score_groups(

@@ -65,6 +65,7 @@ class _Part(NamedTuple):
     kept: Tensor # (N,) of the members, inside the result's subspaces
     inner: Tensor # (N, N) products ⟨ΔWᵢ, ΔWⱼ⟩ of the members
     along: Tensor # (N,) products of the result with the members
+    cut: Tensor # of what the cut of the rank took off
 
 def _truncate(M, rank, rtol=1e-5):
     "Balanced factors of the best approximation of at most this rank"
@@ -78,7 +79,9 @@ def _by_cores(updates, weights, rule, rank):
     exact = cores.sum(weights)
     out = rule(cores, weights, rank) if rule and cores.M.any() else exact
     own = isinstance(out, Cores)
-    L, R = _truncate(out.M if own else out, rank)
+    uncut = out.M if own else out
+    L, R = _truncate(uncut, rank)
+    cut = (uncut.square().sum() - (L @ R).square().sum()).clamp_min(0)
     up, down = (out if own else cores).left @ L, R @ (out if own else cores).right.mT
     outside = 0.0
     if own: # what lies in the members' bases, and by Pythagoras what does not
@@ -87,7 +90,7 @@ def _by_cores(updates, weights, rule, rank):
     P, Q = torch.linalg.qr(L).Q, torch.linalg.qr(R.mT).Q
     error, kept = (L @ R - exact).square().sum() + outside, (P.mT @ cores.M @ Q).square().sum((1, 2))
     flat = cores.M.flatten(1)
-    return _Part(up, down, error, exact.square().sum(), kept, flat @ flat.mT, flat @ (L @ R).flatten())
+    return _Part(up, down, error, exact.square().sum(), kept, flat @ flat.mT, flat @ (L @ R).flatten(), cut)
 
 # %% ../nbs/04b_cores.ipynb #a68a50d9
 def _by_gram(updates, weights, rank, tol=1e-10):
@@ -110,7 +113,8 @@ def _by_gram(updates, weights, rank, tol=1e-10):
     Y, Z = U.mT @ L.mT * b, H @ (T.mT @ U) / s # QᵀB, and A times the right singular vectors
     exact = S2.clamp_min(0).sum()
     error, kept = (exact - s.square().sum()).clamp_min(0), inner((Y.mT @ Y) * (Z @ Z.mT)).diagonal()
-    return _Part(Q * s.sqrt(), U.mT @ T @ down / s.sqrt()[:, None], error, exact, kept, inner(G * H), scales @ (Y.mT * s * Z).sum(1))
+    along = scales @ (Y.mT * s * Z).sum(1)
+    return _Part(Q * s.sqrt(), U.mT @ T @ down / s.sqrt()[:, None], error, exact, kept, inner(G * H), along, error)
 
 # %% ../nbs/04b_cores.ipynb #b0b581c2
 def agreement(
@@ -188,7 +192,10 @@ class Merged:
     notes: list[str] # what was skipped, averaged beside the updates, missing or not unique
 
     @property
-    def spread(self)->float: "Largest norm of a member over the smallest"; return float(self.members["norm"].max() / self.members["norm"].min())
+    def spread(self)->float:
+        "Largest norm of a member over the smallest that is not 0"
+        norms = self.members["norm"]
+        return float(norms.max() / norms[norms > 0].min())
 
     def __repr__(self):
         numbers = f"rel_error {self.rel_error:.3g}, energy {self.energy:.3g}, cosine {self.cosine:.3g}"
@@ -202,20 +209,23 @@ class _Squares(NamedTuple):
     whole: float # Σ wᵢ‖ΔWᵢ‖²
     inner: float # Σ wᵢwⱼ⟨ΔWᵢ, ΔWⱼ⟩ over i ≠ j
     lengths: float # Σ wᵢwⱼ‖ΔWᵢ‖‖ΔWⱼ‖ over i ≠ j
+    cut: float # what the cut of the rank took off
+    result: float # ‖result‖²
 
     @property
-    def lost(self): return self.error / self.exact if self.exact > 0 else 0.0
+    def lost(self): return self.cut / (self.cut + self.result) if self.cut > 0 else 0.0
 
     def figures(self):
+        error = self.error / self.exact if self.exact > 0 else 0.0
         energy = self.kept / self.whole if self.whole > 0 else 0.0
         cosine = self.inner / self.lengths if self.lengths > 1e-9 * self.whole else float("nan")
-        return {"rel_error": self.lost ** 0.5, "energy": energy, "cosine": cosine}
+        return {"rel_error": error ** 0.5, "energy": energy, "cosine": cosine}
 
 def _squares(part, w):
     squares = part.inner.diagonal().clamp_min(0)
     own = w.square() @ squares
     lengths = (w @ squares.sqrt()).square() - own
-    return _Squares(*map(float, (part.error, part.exact, w @ part.kept, w @ squares, part.exact - own, lengths)))
+    return _Squares(*map(float, (part.error, part.exact, w @ part.kept, w @ squares, part.exact - own, lengths, part.cut, part.up.square().sum(0).square().sum())))
 
 def _members(loras, inner, along, result):
     norms = inner.diagonal().clamp_min(0).sqrt()
@@ -285,19 +295,18 @@ def combine(
             warnings.simplefilter("always", NonUniqueMeanWarning)
             part = (None if rule else _by_gram(members, w, most)) or _by_cores(members, w, rule, most)
         if caught: doubtful.append(module)
+        squares.append(_squares(part, w.abs()))
         if rescale == "norm": part = _rescaled(part, w.abs())
         updates[module] = replace(present[0], up=part.up.float(), down=part.down.float(), scale=1.0)
-        squares.append(_squares(part, w.abs()))
         at = torch.tensor(here).nonzero()[:, 0]
         shares[module] = torch.zeros(len(loras), dtype=torch.float64).index_put((at,), w.cpu())
         inner[at[:, None], at] += part.inner.cpu()
         along[at] += part.along.cpu()
         rows[module] = {"shape": tuple(present[0].weight_shape), "rank": part.up.shape[1], "weights": [round(x, 3) for x in w.tolist()],
                         **squares[-1].figures()}
-    total = _Squares(*map(sum, zip(*squares))) if squares else _Squares(*[0.0] * 6)
+    total = _Squares(*map(sum, zip(*squares))) if squares else _Squares(*[0.0] * 8)
     everyone = [lora for lora, c in zip(loras, counts) if c]
-    if rule is None and total.lost > 0.1:
-        notes.append(f"the cut of the rank loses {total.lost:.0%} of the squared norm of the exact sum; a larger rank keeps more, method 'cat' all")
+    if total.lost > 0.1: notes.append(f"the cut of the rank loses {total.lost:.0%} of the squared norm; a larger rank keeps more, method 'cat' all of the mean")
     beside, told = average_beside(loras, shares) if shares else ({}, [])
     notes += told
     if doubtful:

@@ -253,23 +253,24 @@ _PAGE = """<!doctype html>
 {%- macro group(g) %}<span class="dot" style="background: {{ color(g) }}"></span>{{ g }}{% endmacro %}
 {%- macro s(n) %}{{ "s" if n != 1 }}{% endmacro %}
 <h1>{{ title }}</h1>
-<p class="lead">{{ names|length }} adapter{{ s(names|length) }} in {{ groups|length }} group{{ s(groups|length) }}, one mean adapter for each.</p>
+<p class="lead">{{ names|length }} adapter{{ s(names|length) }} in {{ groups|length }} group{{ s(groups|length) }}, one adapter in the place of each: {{ stands }}.</p>
 <p class="dim">Compared by the subspaces of their updates, {{ modules }} module{{ s(modules) }}. What the words mean stands below the tables.</p>
 {%- if warnings %}
 <section class="warn"><h2>Before you rely on it</h2><ul>{% for w in warnings %}<li>{{ w }}</li>{% endfor %}</ul></section>
 {%- endif %}
 
 <section><h2>Groups</h2>
-<table>{{ head(["group", "members", "medoid"], ["inside", "outside", "rank", "error", "energy"]) }}
+<table>{{ head(["group", "members", "medoid"], ["inside", "outside", "spread", "rank", "error", "energy"]) }}
 <tbody>
 {%- for g in groups %}
 <tr>{{ cell("group", group(g.group), "") }}{{ cell("members", g.members|join(", "), "") }}{{ cell("medoid", g.medoid, "") }}
 {{- cell("inside", g.inside|num) }}{{ cell("outside", g.outside|num) }}
-{{- cell("rank", g.rank) }}{{ cell("error", g.rel_error|num) }}{{ cell("energy", g.energy|num) }}</tr>
+{{- cell("spread", g.spread|num) }}{{ cell("rank", g.rank) }}{{ cell("error", g.rel_error|num) }}{{ cell("energy", g.energy|num) }}</tr>
 {%- endfor %}
 </tbody></table>
 <p class="dim"><b>medoid</b>: the member most like the others. <b>inside</b>, <b>outside</b>: mean similarity of pairs within the group, and of its
-members with all others. <b>rank</b>, <b>error</b>, <b>energy</b>: of the mean adapter; its relative distance from the exact mean of the updates; the
+members with all others. <b>spread</b>: the largest norm of a member over the smallest; where it is large, see the notes.
+<b>rank</b>, <b>error</b>, <b>energy</b>: of what stands in; its relative distance from the exact mean of the updates; the
 share of the members' squared norm that lies in its subspaces.</p>
 </section>
 {%- if scores %}
@@ -360,7 +361,7 @@ def html_report(
                                        "scores_svg": Markup(_svg(lambda ax: plot_scores(scores, ax=ax), "Scores", _height(len(scores))))}
     page = env.from_string(_PAGE).render(
         title=title, css=Markup(_CSS), color=lambda g: COLORS[g % len(COLORS)], warnings=result.cautions(), names=names, groups=groups,
-        modules=len(result.layer_labels), agreement=result.agreement, figures=[(Markup(svg), caption) for svg, caption in _figures(result)], **drawn,
+        modules=len(result.layer_labels), stands=f"its {result.parameters['stand_in']}", agreement=result.agreement, figures=[(Markup(svg), caption) for svg, caption in _figures(result)], **drawn,
         notes=[*notes, *dict.fromkeys(note for m in result.merged for note in m.notes)],
         parameters={"mean": result.method, "side": result.similarity.side, "kernel": result.similarity.kernel, **(parameters or {}), "versions": _versions()})
     with beside(path) as new: new.write_bytes(page.encode("utf-8", "backslashreplace")) # names of files may hold bytes that are no text

@@ -173,6 +173,17 @@ def test_merge_passes_every_choice_on(here):
         for m, u in lg.load(f"out/mean_{i}.safetensors").items(): torch.testing.assert_close(u.dense(), mean[m].dense(), rtol=1e-5, atol=1e-6)
     assert result.exit_code == 0 and all(f"<code>{value}</code>" in Path("r/r.html").read_text() for value in ("agreement", "chordal", "det_regularized"))
 
+def test_a_medoid_stands_in(here):
+    assert run("merge", "adapters", "-k", 2, "-o", "out").exit_code == 0
+    result = run("merge", "adapters", "-k", 2, "-o", "out", "--stand-in", "medoid", "--force", "--report", "r.html")
+    expected = lg.cluster_merge([lg.load(f"adapters/a{i}.safetensors") for i in range(6)], 2, stand_in="medoid")
+    assert result.exit_code == 0 and sorted(os.listdir("out")) == ["medoid_0.safetensors", "medoid_1.safetensors"] # means of the run before are gone
+    for i, one in enumerate(expected.medoids_):
+        for m, u in lg.load(f"out/medoid_{i}.safetensors").items(): torch.testing.assert_close(u.dense(), lg.load(f"adapters/a{one}.safetensors")[m].dense())
+    assert "its medoid" in Path("r.html").read_text()
+    result = run("merge", "adapters", "-k", 2, "-o", "new", "--stand-in", "median")
+    assert result.exit_code == 1 and "--stand-in median: expected one of mean, medoid" in result.stderr and not Path("new").exists()
+
 def test_two_adapters_without_a_common_module(here):
     lg.save(adapter(0, 0, prefix="unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_"), here / "other.safetensors", format="diffusers")
     result = run("compare", "adapters/a0.safetensors", "other.safetensors")

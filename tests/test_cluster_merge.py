@@ -189,7 +189,7 @@ def test_chance_is_what_random_adapters_have(side, weighted):
 def test_per_layer_follows_the_layers():
     loras = FAMILY[:8]
     loras[0] = LoRA({"m0": loras[0]["m0"], "m1": loras[1]["m1"]}, name="mixed") # its second module is of the other group
-    result = cluster_merge(loras, 2, per_layer=True)
+    result = cluster_merge(loras, 2, "svd", per_layer=True)
     labels = result.layer_labels
     assert labels.loc["m1"].iloc[0] != labels.loc["m0"].iloc[0] or (labels.loc["m1"] != labels.loc["m0"]).sum() == 1
     for g, mean in enumerate(result.means):
@@ -198,9 +198,52 @@ def test_per_layer_follows_the_layers():
 
 def test_weights_reach_the_means():
     w = list(range(1, 13))
-    means = cluster_merge(FAMILY, 2, weights=w).means
+    means = cluster_merge(FAMILY, 2, weights=w).means # of numbers the default is "svd"
     for g in range(2): close(means[g], mean_lora(FAMILY[g::2], w[g::2]).lora)
-    close(cluster_merge(FAMILY, 2, weights="agreement").means[1], mean_lora(FAMILY[1::2], "agreement").lora)
+    close(cluster_merge(FAMILY, 2, weights="agreement").means[1], mean_lora(FAMILY[1::2], "agreement", "median").lora)
+
+# ---- what stands in
+
+def test_the_median_stands_in_unless_another_mean_is_asked_for():
+    for g, mean in enumerate(cluster_merge(FAMILY, 2).means): close(mean, mean_lora(FAMILY[g::2], method="median").lora)
+
+def test_a_medoid_stands_in_as_it_came():
+    loras = [LoRA(a.updates, a.name, "x/" + a.name, "peft", config={"modules_to_save": ["head"]}, passthrough={"base_model.model.head.weight": torch.full((1 + i, 2), float(i))})
+             for i, a in enumerate(FAMILY)] # heads of other classes: no mean
+    with pytest.raises(ValueError, match="shapes differ.*stand_in='medoid'"): cluster_merge(loras, 2)
+    result = cluster_merge(loras, 2, stand_in="medoid")
+    summary = result.summary()
+    for g, one in enumerate(result.means):
+        at = result.medoids[g]
+        K = result.similarity.joint[g::2, g::2]
+        assert at == g + 2 * int(K.sum(0).argmax()) and summary.medoid[g] == loras[at].name and one.name == f"medoid_{g}"
+        assert one.path == loras[at].path and one.passthrough is loras[at].passthrough and all(one[m] is loras[at][m] for m in one)
+        dense = torch.stack([torch.cat([u.dense().flatten() for u in a.values()]) for a in loras[g::2]]).double()
+        error = (dense[at // 2] - dense.mean(0)).norm() / dense.mean(0).norm()
+        assert summary.rel_error[g] == pytest.approx(float(error), rel=1e-4)
+        cosines = torch.nn.functional.cosine_similarity(dense, dense[at // 2, None])
+        assert summary.to_medoid[g] == pytest.approx(float((cosines.sum() - 1) / 5), rel=1e-4)
+    assert "medoids" in repr(result) and "means by median" in repr(cluster_merge(FAMILY, 2))
+
+def test_a_medoid_takes_no_options_of_means():
+    for options in ({"rank": 2}, {"rescale": "norm"}, {"per_layer": True}):
+        with pytest.raises(ValueError, match="stands in as it came"): cluster_merge(FAMILY, 2, stand_in="medoid", **options)
+    with pytest.raises(ValueError, match="stand_in 'median': expected 'mean' or 'medoid'"): cluster_merge(FAMILY, 2, stand_in="median")
+
+def test_one_of_weight_zero_is_no_medoid():
+    first = cluster_merge(FAMILY, 2).medoids[0]
+    w = [float(i != first) for i in range(12)]
+    assert cluster_merge(FAMILY, 2, weights=w, stand_in="medoid").medoids[0] != first
+
+def test_norms_that_differ_are_told_and_stand_in_the_summary():
+    def longer(lora, c): return LoRA({m: replace(u, scale=c * u.scale) for m, u in lora.items()}, name=lora.name)
+    a, b = FAMILY[0], FAMILY[2]
+    norms = [float(torch.cat([u.dense().flatten() for u in x.values()]).norm()) for x in (a, b)]
+    for c, said in ((2.4, False), (2.6, True)):
+        pair = [a, longer(b, c * norms[0] / norms[1])]
+        result = cluster_merge(pair, 1)
+        assert result.summary().spread[0] == pytest.approx(c, rel=1e-4)
+        assert any(f"differ {c} times ({b.name}" in note and "stand_in='medoid'" in note for note in result.merged[0].notes) == said
 
 def test_cosine_is_the_mean_cosine():
     loras = [adapter(i) for i in range(3)]
