@@ -37,7 +37,7 @@ class Places:
         self.name, self.tick, self.known = name, tick, {}
 
     def of(self,
-        token:str, # that means one character: q, \., \d, [^a-z], …
+        token:str, # that means one character: `q`, `\.`, `\d`, `[^a-z]`, …
     )->int:
         "The characters that a token may mean"
         if token not in self.known:
