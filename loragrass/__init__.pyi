@@ -22,4 +22,4 @@ from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as Pro
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
 from .report import html_report as html_report, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
-from .report import plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
+from .report import plot_evidence as plot_evidence, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes

@@ -354,7 +354,7 @@ def merge(
 def _print_groups(result, notes=5):
     "The groups on stdout, what was odd on stderr"
     _table(result.summary().reset_index().to_dict("records"))
-    told = list(dict.fromkeys([*filter(None, [result.clusters.note]), *(note for merged in result.merged for note in merged.notes)]))
+    told = result.notes()
     for caution in result.cautions(): _say(f"warning: {caution}")
     for note in told[:notes]: _say(f"note: {note}")
     if len(told) > notes: _say(f"note: … and {len(told) - notes} more of this kind; the report has all")

@@ -154,7 +154,7 @@ class SubspaceIndex:
         return Nearest(best, index)
 
     def cluster(self,
-        n_clusters:int|str="auto", # or the number of groups
+        n_clusters:int|str="auto", # or the number of groups; by silhouette of the sample's kernel: `cluster` on adapters knows better
         sample:int=2000, # points compared in all pairs
         refine:int=2, # rounds of assignment and chordal means on the sample
         random_state:int=0, # of the sample and of the starts of k-means
