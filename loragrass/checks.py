@@ -6,12 +6,13 @@ Docs: https://loragrass.github.io/loragrass/checks.html.md"""
 
 # %% auto #0
 __all__ = ['as_real', 'check_finite', 'first_true', 'as_array', 'as_basis', 'check_same_space', 'as_pair', 'caller_level',
-           'renamed']
+           'renamed', 'checked', 'check_parameters']
 
 # %% ../nbs/00a_checks.ipynb #87b411cb
-import functools, sys, warnings
-from collections.abc import Callable
-from typing import Any
+import functools, inspect, numbers, os, sys, types, warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import torch
@@ -116,3 +117,116 @@ def renamed(
             return f(*args, **kwargs)
         return call
     return decorate
+
+# %% ../nbs/00a_checks.ipynb #74e8316b
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None", Path: "a path",
+          Tensor: "a tensor or an array", np.ndarray: "an array"}
+_NUMBERS = {int: numbers.Integral, float: numbers.Real, bool: (numbers.Integral, np.bool_)}
+
+class _Unfit(ValueError):
+    "Not what an annotation says, and how deep inside that was seen"
+    def __init__(self, text, depth): super().__init__(text); self.depth = depth
+
+def _expected(kind):
+    "An annotation in words"
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, types.UnionType): return " or ".join(dict.fromkeys(map(_expected, inner)))
+    if origin is Callable: return "a function"
+    if origin is Mapping: return "a dict"
+    if origin in (Sequence, Iterable): return "a list" + (f" of {inner[0].__name__}" if inner and isinstance(inner[0], type) else "")
+    return _NAMES.get(origin) or _a(origin.__name__)
+
+def _a(word): return f"{'an' if word[0] in 'AEIOUaeiou' else 'a'} {word}"
+
+def _came(x):
+    "What came instead, in a few words"
+    if isinstance(x, Tensor): return f"a tensor of shape {tuple(x.shape)}"
+    if isinstance(x, os.PathLike): return f"the path {str(x)!r}"
+    if x is None or isinstance(x, (str, bytes, numbers.Number)): return repr(x)[:80]
+    return _a(type(x).__name__) + (f" of {len(x)}" if isinstance(x, Sized) and not isinstance(x, type) else "")
+
+def _refuse(x, kind, name, depth):
+    advice = next(filter(None, (k.instead_of(x) for k in _classes(kind) if hasattr(k, "instead_of"))), "")
+    raise _Unfit(f"{name} is {_came(x)}; expected {_expected(kind)}{advice and '. ' + advice}", depth)
+
+def _classes(kind): # that an annotation names
+    inner = get_args(kind)
+    return [kind] if not inner else [c for k in inner if k is not ... and not isinstance(k, list) for c in _classes(k)]
+
+def _as_said(x, kind, name="", depth=0):
+    "x as an annotation says: itself, or what was meant"
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if kind in (inspect.Parameter.empty, Any) or isinstance(kind, (str, TypeVar)): return x
+    if origin in (Union, types.UnionType): return _one_of(x, inner, kind, name, depth)
+    if origin in _NUMBERS:
+        x = x.item() if isinstance(x, (Tensor, np.ndarray)) and not x.ndim else x
+        if isinstance(x, _NUMBERS[origin]): return x
+        if origin is int and isinstance(x, str) and x.isdecimal(): return int(x)
+        if origin is int and isinstance(x, float) and x.is_integer(): return int(x)
+    elif origin in (Tensor, np.ndarray):
+        if isinstance(x, Tensor) or hasattr(x, "__array__") or isinstance(x, (list, tuple)) and _numeric(x): return x
+    elif origin is Callable:
+        if callable(x): return x
+    elif origin is Path:
+        if isinstance(x, os.PathLike): return x
+    elif origin in (Sequence, Iterable): return _items(x, kind, name, depth)
+    elif isinstance(x, origin):
+        if origin is Mapping and len(inner) == 2: return {key: _as_said(value, inner[1], f"{name}[{key!r}]", depth + 1) for key, value in x.items()}
+        return x
+    return _refuse(x, kind, name, depth)
+
+def _numeric(x):
+    try: return bool(len(x)) and np.asarray(x).dtype.kind in "biuf"
+    except (TypeError, ValueError, RuntimeError): return False
+
+def _one_of(x, kinds, kind, name, depth):
+    "The first kind that fits; where none does, the error of the one that came nearest"
+    errors = []
+    for k in kinds:
+        try: return _as_said(x, k, name, depth)
+        except _Unfit as e: errors.append(e)
+    nearest = max(errors, key=lambda e: e.depth)
+    if nearest.depth > depth: raise nearest
+    return _refuse(x, kind, name, depth)
+
+def _items(x, kind, name, depth):
+    "A sequence: also a generator, an array, a series, or one where several could be"
+    item = (*get_args(kind), Any)[0]
+    if isinstance(item, type) and item not in _NAMES and isinstance(x, item): return [x]
+    if isinstance(x, (str, bytes, Mapping, os.PathLike)) or not isinstance(x, Iterable): return _refuse(x, kind, name, depth)
+    if isinstance(x, (Tensor, np.ndarray)) and (x.ndim == 0 or isinstance(item, type) and item not in _NAMES and x.dtype is not np.dtype(object)):
+        return _refuse(x, kind, name, depth)
+    if isinstance(x, Tensor) or isinstance(x, np.ndarray) and x.dtype.kind in "biuf": return x
+    items = x if isinstance(x, Sequence) else list(x)
+    if item is Any: return items
+    taken = [_as_said(y, item, f"{name}[{i}]", depth + 1) for i, y in enumerate(items)]
+    return items if all(a is b for a, b in zip(items, taken)) else taken
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+def checked(
+    f:Callable[_P, _R], # with annotations
+)->Callable[_P, _R]:
+    "The same function, whose arguments are what its annotations say, or a `ValueError` says what came"
+    signature = inspect.signature(f)
+    kinds = {p.name: p.annotation for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    @functools.wraps(f)
+    def call(*args:_P.args, **kwargs:_P.kwargs)->_R:
+        try: bound = signature.bind(*args, **kwargs)
+        except TypeError: return f(*args, **kwargs) # Python says it better
+        for name, kind in kinds.items():
+            if name in bound.arguments: bound.arguments[name] = _taken(bound.arguments[name], kind, name)
+        return f(*bound.args, **bound.kwargs)
+    return call
+
+def _taken(x, kind, name):
+    try: return _as_said(x, kind, name)
+    except _Unfit as e: raise ValueError(str(e)) from None
+
+def check_parameters(
+    estimator, # whose `__init__` has annotations
+):
+    "The parameters of an estimator, which are checked at `fit` as scikit-learn does"
+    for p in inspect.signature(type(estimator).__init__).parameters.values():
+        if p.name != "self": _taken(getattr(estimator, p.name), p.annotation, p.name)

@@ -9,8 +9,8 @@ __all__ = ['LARGE', 'SAMPLE', 'OF_ADAPTERS', 'too_many', 'SharedInitWarning', 'c
            'cluster_merge', 'score_groups']
 
 # %% ../nbs/04_cluster_merge.ipynb #258b91a3
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+import math, warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checks import caller_level, renamed
+from .checks import caller_level, checked, renamed
 from .clustering import CLUSTERINGS, Clusters, GrassmannKMeans, cluster_kernel, first_seen, rand_index, regrouped, sees_otherwise
-from .comparing import Similarity, similarity, subspaces
-from .cores import Merged, combine
+from .comparing import Similarity, by_base, check_one_base, similarity, subspaces
+from .cores import Merged, combine, for_each
 from .levels import Levels, cluster_levels
 from .kernels import KernelHealth, kernel_health
 from .lora_io import LoRA
-from .merging import layer_means, mean_lora
+from .merging import layer_means, mean_lora, merge
 from .subspace_index import SubspaceIndex
 
 # %% ../nbs/04_cluster_merge.ipynb #ac38cb96
@@ -95,7 +95,17 @@ def _warn_shared_init(loras, sim, n_clusters, random_state):
                       "as happens when adapters were started from one A; take side='left'", SharedInitWarning, caller_level())
 
 # %% ../nbs/04_cluster_merge.ipynb #ed5a8ba1
+def _each_base(loras, n_clusters, group):
+    "Groups that hold adapters of one base model each"
+    bases, labels = by_base(loras), np.zeros(len(loras), int)
+    for at in bases.values():
+        found = group([loras[i] for i in at], n_clusters if n_clusters == "auto" else min(int(n_clusters), len(at)))
+        labels[at] = found.labels + labels.max() + 1
+    told = ", ".join(f"{base} ({len(at)})" for base, at in bases.items())
+    return Clusters(first_seen(labels), note=f"{len(bases)} base models, each grouped by itself: {told}" if len(bases) > 1 else found.note)
+
 @renamed(method="clustering")
+@checked
 def cluster(
     X:Similarity|Tensor|Sequence[LoRA], # adapters, compared by `similarity`, or what that returned, or a kernel matrix (N, N) ≥ 0
     n_clusters:int|str="auto", # or the number of groups; of a bare matrix by silhouette; "hdbscan" finds its own
@@ -104,6 +114,7 @@ def cluster(
     normalized:bool=True, # spectral: D^(-1/2) K D^(-1/2), or the source's L = D − K
     max_clusters:int|None=None, # of "auto"; default: N; of a bare matrix N − 1, at most 32
     random_state:int=0, # of the starts of k-means
+    mixed_bases:bool=False, # of adapters for several base models: group those of each by themselves
     **options, # of `GrassmannKMeans`: centers, init, assign, kernel, batch_size, n_init, max_iter
 )->Clusters:
     "Group adapters, or the rows of a kernel matrix"
@@ -114,6 +125,8 @@ def cluster(
         if clustering in OF_ADAPTERS: raise ValueError(f"clustering {clustering!r} needs the adapters, not their similarities")
         if not isinstance(X, Similarity): return cluster_kernel(X, n_clusters, clustering, **how)
         return _of_pairs([], X, n_clusters, clustering, _levels(X, n_clusters, max_clusters, random_state), **how)
+    if mixed_bases: return _each_base(X, n_clusters, lambda some, k: cluster(some, k, clustering, side, normalized, max_clusters, random_state, **options))
+    check_one_base(X)
     if too_many(X): return _by_sample(X, n_clusters, clustering, side, random_state)
     sim = similarity(X, side=side)
     if clustering in OF_ADAPTERS: how = {"random_state": random_state, **options}
@@ -241,11 +254,12 @@ def _unrelated(levels, labels, names):
 def _warn_unrelated(told):
     "Groups in which updates are as good as unrelated"
     warnings.warn(f"nothing in common: {'; '.join(told[:5])} are as unlike as pairs of two groups are here, and a mean keeps little of its members. "
-                  "Ask for more groups, take the medoid, or merge by a rule that is for adapters that differ (loragrass.merging)", UnrelatedWarning, stacklevel=3)
+                  "Ask for more groups, take the medoid, or merge by a rule that is for adapters that differ (loragrass.merging)", UnrelatedWarning, caller_level())
 
 
 # %% ../nbs/04_cluster_merge.ipynb #cb999e4a
 @renamed(weighted="sqrt_weighted")
+@checked
 def cluster_merge(
     loras:Sequence[LoRA], # N adapters of one base model
     n_clusters:int|str="auto", # or the number of groups
@@ -255,23 +269,30 @@ def cluster_merge(
     sqrt_weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights
     kernel:str="projection", # a name of `KERNELS`, as `similarity` has it
     rank:int|None=None, # of the means; default: the largest of the members'
-    weights:Sequence[float]|str|None=None, # of the members in their mean, (N,); default uniform; "agreement": by mean cosine with the others, per module
+    weights:Sequence[float]|Mapping[str, float]|float|str|None=None, # of the members, (N,), by name or one for all: divided by their sum in each group, as they are with n_clusters=1; default uniform; "agreement": by mean cosine with the others, per module
     per_layer:bool=False, # build each module of the means from the module's own groups, aligned with the joint ones
     rescale:str="none", # "norm": means as long as their members
     stand_in:str="mean", # for each group: its "mean", or its "medoid", the member most like the others, as it came
     random_state:int=0, # of the starts of k-means
     progress:bool=False, # show progress bars
-)->ClusterMerge:
+    strength:float=1.0, # of the result: its updates times this
+    mixed_bases:bool=False, # of adapters for several base models: a dict of results, one for each base
+)->ClusterMerge: # or, of mixed bases, base → ClusterMerge
     "Group adapters and put one adapter in the place of each group"
-    loras, of_each = list(loras), None if weights is None or isinstance(weights, str) else np.asarray(weights)
+    loras, of_each = list(loras), weights is not None and not isinstance(weights, str)
     if not loras: raise ValueError("no adapters to group: pass at least one")
     if too_many(loras):
         raise ValueError(f"{len(loras)} adapters: this compares all pairs in each module, up to {LARGE} adapters, or as many pairs in 64 modules; "
                          "group them with `cluster`, then average each group with `mean_lora`")
-    if of_each is not None and len(of_each) != len(loras): raise ValueError(f"{len(of_each)} weights for {len(loras)} adapters")
+    if not math.isfinite(strength): raise ValueError(f"strength={strength}: expected a finite number")
     if stand_in not in ("mean", "medoid"): raise ValueError(f"stand_in {stand_in!r}: expected 'mean' or 'medoid'")
     if stand_in == "medoid" and (per_layer or rank or rescale != "none"): raise ValueError("a medoid stands in as it came: rank, rescale and per_layer are of means")
-    method = method or ("median" if of_each is None else "svd") # a median follows the majority, and so half of the weight
+    method = method or ("svd" if of_each else "median") # a median follows the majority, and so half of the weight
+    w = for_each(weights, loras).tolist() if of_each else weights
+    asked = {"n_clusters": n_clusters, "method": method, "clustering": clustering, "side": side, "sqrt_weighted": sqrt_weighted, "kernel": kernel, "rank": rank,
+             "weights": w, "per_layer": per_layer, "rescale": rescale, "stand_in": stand_in, "random_state": random_state, "strength": strength}
+    if mixed_bases: return _each_merged(loras, asked, progress) # type: ignore[return-value]
+    check_one_base(loras)
     sim = similarity(loras, kernel, side, sqrt_weighted, progress=progress)
     levels = cluster_levels(*sim.witnesses, random_state=random_state)
     found = _of_pairs(loras, sim, n_clusters, clustering, levels, random_state)
@@ -283,17 +304,40 @@ def cluster_merge(
     _warn_shared_init(loras, sim, len(groups), random_state)
     _warn_missing(sim)
     made = {"method": method, "rank": rank, "rescale": rescale}
-    medoids = [_medoid(sim.joint.numpy(), group, None if of_each is None else of_each[group]) for group in groups]
+    medoids = [_medoid(sim.joint.numpy(), group, np.asarray(w)[group] if of_each else None) for group in groups]
+    summed = of_each and n_clusters == 1 and stand_in == "mean"
     if stand_in == "medoid": merged = [_as_it_came(loras, group, at, f"medoid_{g}") for g, (group, at) in enumerate(zip(groups, medoids))]
-    elif per_layer: merged = layer_means(loras, layers, weights=weights, **made)
-    else: merged = [mean_lora([loras[i] for i in group], weights if of_each is None else of_each[group].tolist(), name=f"mean_{g}", **made)
+    elif summed: merged = [merge(loras, w, name="mean_0", **made)] # what was asked for is a sum
+    elif per_layer: merged = layer_means(loras, layers, weights=w, **made)
+    else: merged = [mean_lora([loras[i] for i in group], [w[i] for i in group] if of_each else w, name=f"mean_{g}", **made)
                     for g, group in enumerate(tqdm(groups, desc="means", disable=not progress))]
-    if unrelated: _warn_unrelated(unrelated)
+    if of_each and stand_in == "mean": _note_weights(merged, summed)
+    if strength != 1: merged = [_times(result, strength) for result in merged]
+    if unrelated and not summed: _warn_unrelated(unrelated)
     return ClusterMerge(
         labels=found.labels, layer_labels=layers, means=[m.lora for m in merged], medoids=medoids,
         merged=merged, similarity=sim, clusters=found, health=kernel_health(sim.joint, n_clusters=len(groups)) if len(loras) > 2 else None,
-        parameters={"n_clusters": n_clusters, "method": method, "clustering": clustering, "side": side, "sqrt_weighted": sqrt_weighted, "kernel": kernel, "rank": rank,
-                    "weights": weights, "per_layer": per_layer, "rescale": rescale, "stand_in": stand_in, "random_state": random_state})
+        parameters=asked)
+
+def _each_merged(loras, asked, progress):
+    "Base → groups and means of its adapters"
+    def one(at):
+        k, w = asked["n_clusters"], asked["weights"]
+        own = {"n_clusters": k if k == "auto" else min(int(k), len(at)), "weights": [w[i] for i in at] if isinstance(w, list) else w}
+        return cluster_merge([loras[i] for i in at], **asked | own, progress=progress)
+    return {base: one(at) for base, at in by_base(loras).items()}
+
+def _note_weights(merged, summed):
+    "What was done with numbers as weights"
+    told = "the adapters are summed with their weights as they are" if summed else \
+        "the weights are divided by their sum in each group; one group, n_clusters=1, sums the adapters with weights as they are"
+    for result in merged: result.notes.insert(0, told)
+
+def _times(merged, strength):
+    "An adapter of so many times the updates"
+    made = merged.lora
+    updates = {module: replace(u, up=strength * u.up) for module, u in made.items()}
+    return replace(merged, lora=LoRA(updates, made.name, made.path, made.format, made.arch, made.metadata, made.config, made.passthrough))
 
 def _medoid(K, group, weights=None):
     "The member most like the others"
@@ -308,6 +352,7 @@ def _as_it_came(loras, group, medoid, name):
     return replace(made, lora=LoRA(one.updates, name, one.path, one.format, one.arch, one.metadata, one.config, one.passthrough))
 
 # %% ../nbs/04_cluster_merge.ipynb #986b5fa9
+@checked
 def score_groups(
     result:ClusterMerge, # groups and their means
     loras:Sequence[LoRA], # as they were given to `cluster_merge`

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .features import OnModules
-from .kernels import gram
+from .kernels import GrassmannKernel, gram
 from .lora_io import LoRA, LoRACollection, LoRAUpdate, sides_of
 
 # %% ../nbs/05a_directions.ipynb #ae9430c6
@@ -83,10 +83,10 @@ class ReferenceAngles(_OnSubspaces):
     "Likeness of an adapter's subspaces to those of reference adapters, a number for each module, side and reference"
     def __init__(self,
         n_references:int=128, # drawn from the training adapters; all of them where there are fewer
-        kernel=None, # None: mean squared cosine of the principal angles, in [0, 1]; or what `gram` takes, such as "projection"
+        kernel:str|GrassmannKernel|None=None, # None: mean squared cosine of the principal angles, in [0, 1]; or what `gram` takes, such as "projection"
         side:str="left", # "left": output directions; "right": input directions; "both"
         modules:str|None=None, # a regular expression that a module's name must match somewhere; None: all
-        random_state=None, # seed of the draw
+        random_state:int|np.random.Generator|None=None, # seed of the draw
     ):
         self.n_references, self.kernel, self.side, self.modules, self.random_state = n_references, kernel, side, modules, random_state
 

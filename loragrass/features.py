@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from .checks import caller_level, check_parameters
 from .lora_io import LoRACollection, LoRAUpdate
 
 # %% ../nbs/05_features.ipynb #7d2df916
@@ -27,13 +28,14 @@ class OnModules(TransformerMixin, BaseEstimator):
 
     def _learn(self, X)->LoRACollection:
         "Note the modules of X, a list of LoRA or a LoRACollection"
+        check_parameters(self)
         X = X if isinstance(X, LoRACollection) else LoRACollection(X)
         shared, pattern = set(X.modules), re.compile(self.modules or "")
         self.modules_ = sorted(m for m in shared if pattern.search(m))
         if not self.modules_:
             raise ValueError(f"no modules: {len(X)} adapters share {len(shared)} of {len(X.coverage)} modules, and modules={self.modules!r} keeps none")
         self.skipped_modules_ = skipped = sorted(set(X.coverage) - shared)
-        if skipped: warnings.warn(f"{len(skipped)} modules that only some adapters have are left out: {', '.join(skipped[:5])}", stacklevel=3)
+        if skipped: warnings.warn(f"{len(skipped)} modules that only some adapters have are left out: {', '.join(skipped[:5])}", stacklevel=caller_level())
         self.shapes_ = {m: X[0].shapes[m] for m in shared}
         return X
 
@@ -128,7 +130,7 @@ class _PerModule(OnModules):
 
     def fit(self, X, y=None): # X: list of LoRA, or LoRACollection; y is ignored
         "Learn which modules there are"
-        if self.on not in SIDES: raise ValueError(f"on={self.on!r}; expected one of {', '.join(SIDES)}")
+        if not isinstance(self.on, str) or self.on not in SIDES: raise ValueError(f"on={self.on!r}; expected one of {', '.join(SIDES)}")
         self._learn(X)
         self.gauge_invariant_ = self.on == "update"
         return self

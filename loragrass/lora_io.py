@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import checked
+
 # %% ../nbs/03_lora_io.ipynb #55eb3ee0
 def sides_of(
     side:str, # "left" (outputs), "right" (inputs) or "both"
@@ -147,6 +149,14 @@ class LoRA(Mapping[str, LoRAUpdate]):
         self.metadata, self.config, self.passthrough = dict(metadata or {}), dict(config) if config else None, passthrough or {}
         self.issues:list[Issue] = []
 
+    @staticmethod
+    def instead_of(x)->str:
+        "What to do with something that came in the place of an adapter"
+        if isinstance(x, (str, Path)): return f"Read it first: lg.load({str(x)!r}), or lg.load_all({str(x)!r}) for a folder"
+        if isinstance(getattr(x, "lora", None), LoRA): return "Take its .lora"
+        if isinstance(x, Mapping) and x and all(isinstance(a, LoRA) for a in x.values()): return "Take list(….values())"
+        return ""
+
     def __getitem__(self, module): return self.updates[module]
     def __iter__(self): return iter(self.updates)
     def __len__(self): return len(self.updates)
@@ -196,6 +206,7 @@ class LoRAFormatError(ValueError):
 # %% ../nbs/03_lora_io.ipynb #5a78a409
 class LoRACollection(Sequence[LoRA]):
     "Adapters aligned on their modules"
+    @checked
     def __init__(self,
         loras:Sequence[LoRA],
         skipped:Sequence[LoRAFormatError]=(), # what `load_all` left out, and why

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from sklearn.cluster import KMeans
+from torch import Tensor
 
-from .cores import Cores, Merged, combine
+from .checks import checked
+from .cores import Cores, Merged, combine, for_each
 from .karcher import chordal_mean, karcher_mean
 from .lora_io import LoRA
 from .means import karcher_median
@@ -38,9 +40,10 @@ RULES = {
 }
 
 # %% ../nbs/04c_merging.ipynb #610d16bd
+@checked
 def merge(
     loras:Sequence[LoRA], # N adapters of one base model
-    weights:Sequence[float]|str, # (N,) as given; "agreement": of sum 1, by mean cosine with the others, per module
+    weights:Sequence[float]|Mapping[str, float]|float|str, # (N,), by name or one for all, as given; "agreement": of sum 1, by mean cosine with the others, per module
     method:str="svd", # a row of `RULES`
     rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut (rank Σr at most)
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
@@ -48,7 +51,7 @@ def merge(
     random_state:int=0, # of rules that draw: "dare", "dare_ties", "lego"
     progress:bool=False, # show a progress bar
     only:Mapping[str, Sequence[bool]]|None=None, # module → which of the adapters take part there (N,); default: all
-    **options, # of the rule: density, coordinates, beta, count; see where it is defined
+    **options, # of the rule: density (one number, or one for each adapter as weights are), coordinates, beta, count; see where it is defined
 )->Merged:
     "Many adapters in one, weights as given"
     if not len(loras): raise ValueError("nothing to merge: pass at least one adapter")
@@ -58,6 +61,9 @@ def merge(
     takes = list(inspect.signature(rule.combine).parameters)[3:]
     if unknown := set(options) - set(takes) | set(options) & {"rng"}:
         raise ValueError(f"method {method!r} does not know {', '.join(sorted(unknown))}; its options: {', '.join(t for t in takes if t != 'rng') or 'none'}")
+    if not isinstance(options.get("density", 1.0), float): options["density"] = for_each(options["density"], loras, "densities")
+    for number in {"beta", "count"} & set(options):
+        if not isinstance(options[number], int|float): raise ValueError(f"{number}={options[number]!r}: expected a number")
     if "rng" in takes: options["rng"] = torch.Generator().manual_seed(random_state)
     made = None if rule.linear else partial(rule.combine, **options)
     merged = combine(loras, weights, made, "sum" if method == "cat" else rank, rescale, name, progress, only)
@@ -65,9 +71,10 @@ def merge(
     return merged
 
 # %% ../nbs/04c_merging.ipynb #f0e44b5c
+@checked
 def mean_lora(
     loras:Sequence[LoRA], # N adapters of one base model
-    weights:Sequence[float]|str|None=None, # (N,) normalised to sum 1; default uniform; "agreement": by mean cosine with the others, per module
+    weights:Sequence[float]|Mapping[str, float]|float|str|None=None, # (N,), by name or one for all, divided by their sum; default uniform; "agreement": by mean cosine with the others, per module
     method:str="svd", # a row of `RULES`, with its own defaults; `cluster_merge` takes "median"
     rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
@@ -78,8 +85,9 @@ def mean_lora(
     "The mean of several adapters"
     if not len(loras): raise ValueError("a mean of no adapters: pass at least one")
     if not isinstance(weights, str):
-        w = torch.as_tensor([1.0] * len(loras) if weights is None else weights, dtype=torch.float64)
-        if not w.isfinite().all() or w.sum().abs() < 1e-12: raise ValueError(f"weights {w.tolist()} do not sum to a number other than 0")
+        w = for_each(1.0 if weights is None else weights, loras)
+        if w.sum().abs() < 1e-12:
+            raise ValueError(f"weights {w.tolist()} do not sum to a number other than 0; `merge` sums adapters with weights as given")
         weights = (w / w.sum()).tolist()
     merged = merge(loras, weights, method, rank, rescale, name, progress=progress, only=only)
     if only is None and merged.spread > SPREAD: merged.notes.append(_astray(merged))
@@ -92,6 +100,7 @@ def _astray(merged):
     return (f"the norms of the members differ {merged.spread:.1f} times ({norms.idxmax()} {norms.max():.3g}, {norms.idxmin()} {norms.min():.3g}): a mean may keep less "
             "than the medoid does, which stand_in='medoid' takes; or leave out what is too long")
 
+@checked
 def layer_means(
     loras:Sequence[LoRA], # N adapters
     layer_labels:pd.DataFrame, # module × adapter, aligned across modules; −1: left out. `cluster_merge(...).layer_labels`
@@ -249,8 +258,13 @@ def _lifted(left, X, right):
         X = R.mT
     return Cores(left, X, right)
 
+def _own(density, cores):
+    "The densities of those who take part"
+    return density[list(cores.who)] if isinstance(density, Tensor) else density
+
 def _kept(X, density):
     "Trim each to its largest entries"
+    if isinstance(density, Tensor): return torch.cat([_kept(x[None], d) for x, d in zip(X, density.tolist())])
     if not 0 < density <= 1: raise ValueError(f"density {density}: expected a share of entries to keep in (0, 1]")
     flat = X.flatten(1)
     top = flat.abs().topk(max(1, int(density * flat.shape[1])), sorted=False).indices
@@ -266,20 +280,21 @@ def _elected(X, weights):
     return weights.abs().sum() * (X * agree).sum(0) / voters.clamp_min(1e-300)
 
 def _dropped(X, density, rng):
-    if not 0 < density <= 1: raise ValueError(f"density {density}: expected a share of entries to keep in (0, 1]")
-    return X * (torch.rand(X.shape, generator=rng) < density).to(X) / density # Yu et al. 2024, eq. 3
+    d = torch.as_tensor(density, dtype=X.dtype).view(-1, 1, 1)
+    if not ((d > 0) & (d <= 1)).all(): raise ValueError(f"density {density}: expected a share of entries to keep in (0, 1]")
+    return X * (torch.rand(X.shape, generator=rng) < d.float()).to(X) / d.to(X) # Yu et al. 2024, eq. 3
 
 def _ties(cores, weights, rank, density=0.2, coordinates="left"):
     left, X, right = _coordinates(cores, coordinates)
-    return _lifted(left, _elected(_kept(X, density), weights), right)
+    return _lifted(left, _elected(_kept(X, _own(density, cores)), weights), right)
 
 def _dare(cores, weights, rank, density=0.5, coordinates="left", rng=None):
     left, X, right = _coordinates(cores, coordinates)
-    return _lifted(left, torch.einsum("i,ipq->pq", weights, _dropped(X, density, rng)), right)
+    return _lifted(left, torch.einsum("i,ipq->pq", weights, _dropped(X, _own(density, cores), rng)), right)
 
 def _dare_ties(cores, weights, rank, density=0.5, coordinates="left", rng=None):
     left, X, right = _coordinates(cores, coordinates)
-    return _lifted(left, _elected(_dropped(X, density, rng), weights), right)
+    return _lifted(left, _elected(_dropped(X, _own(density, cores), rng), weights), right)
 
 RULES |= {
     "ties": Rule(_ties, "Yadav et al. 2023; left: Stoica et al. 2025, core: Panariello et al. 2025"),
@@ -316,7 +331,7 @@ RULES |= {
 def _ctm(cores, weights, rank, density=0.25, beta=0.25):
     norms = cores.M.flatten(1).norm(dim=1).clamp_min(1e-300)
     U, V = _tucker(cores.M * (beta + (1 - beta) * norms.mean() / norms)[:, None, None], rank)
-    return U @ _elected(_kept(U.mT @ cores.M @ V, density), weights) @ V.mT
+    return U @ _elected(_kept(U.mT @ cores.M @ V, _own(density, cores)), weights) @ V.mT
 
 def _raw_factors(updates):
     "Raw factors with the scale shared by both: [(B (m, r), A (r, n)), …]; an absent update is left out"
@@ -339,7 +354,8 @@ RULES |= {
 def _robust(cores, weights, rank, density=0.2):
     B, A = zip(*_raw_factors(cores.updates))
     if len({b.shape for b in B}) > 1: raise ValueError(f"ranks {[b.shape[1] for b in B]}: RobustMerge adds factors and needs equal ranks; resize the adapters, or take another rule")
-    A, B = torch.stack(A), torch.stack(B)
+    A, B, density = torch.stack(A), torch.stack(B), _own(density, cores)
+    if isinstance(density, Tensor): density = density[[u is not None for u in cores.updates]]
     trimmed = _kept(A, density)
     left = trimmed.abs().sum(-1)
     s = torch.where(left > 0, A.abs().sum(-1) / left.clamp_min(1e-300), 0.0) # (N, r); a row that lost all says nothing

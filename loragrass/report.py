@@ -23,6 +23,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .checks import checked
 from .cluster_merge import ClusterMerge
 from .clustering import Clusters
 from .comparing import Similarity
@@ -66,6 +67,7 @@ def _parts(what, labels):
     return K, texts, groups, list(names), medoids
 
 # %% ../nbs/08_report.ipynb #1581f793
+@checked
 def plot_gram(
     what:ClusterMerge|Similarity|torch.Tensor|np.ndarray, # a result, or a kernel matrix (N, N)
     labels:Sequence|None=None, # (N,) group of each adapter, numbers or names; default: the result's
@@ -102,6 +104,7 @@ def _plane(K):
     X *= np.where(X[np.abs(X).argmax(0), [0, 1]] < 0, -1, 1) # an eigenvector's sign is arbitrary
     return X, X.var(0) * N / max(np.trace(B), 1e-12)
 
+@checked
 def plot_map(
     what:ClusterMerge|Similarity|torch.Tensor|np.ndarray, # a result, or a kernel matrix (N, N)
     labels:Sequence|None=None, # (N,) group of each adapter, numbers or names; default: the result's
@@ -129,6 +132,7 @@ def _random_angles(n, k, l, draws=200):
     return np.arccos(np.clip(np.linalg.svd(Q[:, :k], compute_uv=False), 0, 1)).mean(0)
 
 # %% ../nbs/08_report.ipynb #cb95eec4
+@checked
 def plot_angles(
     a:LoRA, # an adapter
     b:LoRA, # another of the same base model
@@ -173,6 +177,7 @@ def plot_evidence(
     return ax
 
 # %% ../nbs/08_report.ipynb #e99fd09a
+@checked
 def plot_silhouettes(
     what:ClusterMerge|Clusters, # found with n_clusters="auto"
     ax:Axes|None=None, # where to draw; default: a new figure
@@ -190,11 +195,14 @@ def plot_silhouettes(
     return ax
 
 # %% ../nbs/08_report.ipynb #b36c0f37
+@checked
 def plot_scores(
     scores:pd.DataFrame, # from `score_groups`
     ax:Axes|None=None, # where to draw; default: a new figure
 )->Axes:
     "Each group's mean against its members, the base alone and all in one"
+    if lacking := {"task", "lowest", "highest", "mean", "all_in_one", "base"} - set(scores):
+        raise ValueError(f"scores have no column {', '.join(sorted(lacking))}; expected what `score_groups` returns")
     ax, y = _axes(ax, _height(len(scores))), np.arange(len(scores))
     ax.hlines(y, scores.lowest, scores.highest, color=COLORS[4], lw=5, alpha=0.6, label="members, from lowest to highest")
     marks = {"mean": ("their mean", COLORS[0], "D"), "all_in_one": ("all adapters in one", COLORS[3], "X"), "base": ("base alone", COLORS[6], "|")}
@@ -383,6 +391,7 @@ def _figures(result):
 def _number(x, digits=2): return "–" if pd.isna(x) else f"{x:.{digits}f}".replace("inf", "∞")
 
 # %% ../nbs/08_report.ipynb #80ac97d0
+@checked
 def html_report(
     result:ClusterMerge, # groups and their means
     path:str|Path, # file to write; an older one is replaced, whole or not at all

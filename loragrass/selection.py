@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checks import checked
 from .comparing import Similarity, similarity
 from .cores import average_beside
 from .lora_io import LoRA, sides_of
@@ -33,8 +34,10 @@ class Combinations:
     scores: list[float]
     complete: bool # the strategy came to its end before the budget did
 
+    @checked
     def lora(self, i:int=0)->LoRA: "The i-th best as an adapter"; return _assemble(self.means, self.modules, self.choices[i])
 
+    @checked
     def top(self, p:int=5)->pd.DataFrame: # one row a combination
         "The p best: score, and the mean that each module is from"
         return pd.DataFrame(self.choices[:p], columns=self.modules).assign(score=self.scores[:p])
@@ -115,6 +118,7 @@ def _resume(path, header):
 # %% ../nbs/04e_selection.ipynb #5ac734de
 class _Spent(Exception): "The budget is used up"
 
+@checked
 def search_combinations(
     layer_means:Sequence[LoRA], # k means, the clusters' labels aligned across layers: `cluster_merge(...).means`
     score:Callable[[LoRA], float]|Sequence[LoRA], # higher is better; or the original adapters: joint similarity to the nearest
@@ -129,6 +133,7 @@ def search_combinations(
     k, M, path = len(means), len(modules), None if state is None else Path(state)
     if strategy not in STRATEGIES: raise ValueError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
     if not modules or budget < 1 or width < 1: raise ValueError(f"{k} means of {M} modules, budget={budget}, width={width}: expected at least one of each")
+    if not callable(score) and not score: raise ValueError("score is an empty list; expected a function, or the original adapters")
     rate = (lambda choice: float(score(_assemble(means, modules, choice)))) if callable(score) else _likeness(means, score, modules)
     scores = {} if path is None else _resume(path, _fingerprint(means, modules, score, strategy))
     if strategy == "exhaustive" and k ** M - len(scores) > budget:
@@ -153,6 +158,7 @@ def search_combinations(
     return Combinations(means, modules, order, [scores[b] for b in order], complete)
 
 # %% ../nbs/04e_selection.ipynb #f591eda8
+@checked
 def representatives(
     K:Similarity|Tensor, # kernel matrix (N, N) ≥ 0
     size:int, # adapters to choose
@@ -161,6 +167,7 @@ def representatives(
 )->list[int]: # indices, in the order in which they were chosen
     "A subset that covers a collection and is good: greedy facility location"
     M = np.asarray(K.joint if isinstance(K, Similarity) else K, dtype=float)
+    if M.ndim != 2 or M.shape[0] != M.shape[1]: raise ValueError(f"K has shape {M.shape}; expected a kernel matrix (N, N)")
     N, q = len(M), np.ones(len(M)) if quality is None else np.asarray(quality, dtype=float)
     if not 1 <= size <= N: raise ValueError(f"size={size}: expected 1 … {N}, the number of adapters")
     if q.shape != (N,) or not (q >= 0).all(): raise ValueError(f"quality: expected {N} numbers ≥ 0, got shape {q.shape}")
@@ -182,6 +189,7 @@ def _overlap(X, Y): # X (..., n, r) any columns, Y (n, l) orthonormal
     P = torch.linalg.solve(G + ridge[..., None, None] * torch.eye(r, dtype=G.dtype, device=G.device), M)
     return (M * P).sum((-2, -1)) / math.sqrt(r * Y.shape[1])
 
+@checked
 def kernel_penalty(
     reference:LoRA, # the adapter to stay near
     strength:float=1.0, # λ
@@ -190,7 +198,8 @@ def kernel_penalty(
     "λ (K − 1)² with the normalised projection kernel to a reference, averaged over its modules"
     bases = {(m, s): u.basis(s) for m, u in reference.items() for s in sides_of(side) if u.norm() > 0}
     if not bases: raise ValueError(f"the reference {reference.name} is zero: there is no subspace to stay near")
-    def penalty(updates):
+    @checked
+    def penalty(updates:Mapping):
         if lacking := [m for m, _ in bases if m not in updates]: raise ValueError(f"no update for {', '.join(lacking)}, which the reference has; leave them out of the reference")
         K = torch.stack([_overlap(updates[m].up if s == "left" else updates[m].down.mT, Y) for (m, s), Y in bases.items()])
         return strength * (K - 1).square().mean(0)

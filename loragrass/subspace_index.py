@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .checks import renamed
 from .clustering import cluster_kernel
+from .checks import as_real, checked
 from .lora_io import LoRA, sides_of
 from .writers import beside
 
@@ -112,6 +113,7 @@ class Groups(NamedTuple):
 class SubspaceIndex:
     "Adapters, or subspaces of one space, by the thousand: nearest ones and groups, block by block"
     @renamed(weighted="sqrt_weighted")
+    @checked
     def __init__(self,
         path:str|Path|None=None, # folder to keep the blocks in, opened if it holds an index; None: in memory
         side:str="left", # of adapters: "left" (outputs), "right" (inputs) or "both"; as `similarity`
@@ -119,6 +121,7 @@ class SubspaceIndex:
         block:int=1024, # points a block
     ):
         sides_of(side) # or an error
+        if block < 1: raise ValueError(f"block={block}: expected 1 point or more")
         self.side, self.sqrt_weighted, self.block = side, sqrt_weighted, block
         self._store = _Memory() if path is None else _Folder(path, side, sqrt_weighted)
 
@@ -127,6 +130,7 @@ class SubspaceIndex:
     def __len__(self): return len(self.names)
     def __repr__(self): return f"SubspaceIndex of {len(self)} points in {len(self._store.sizes)} blocks"
 
+    @checked
     def add(self,
         points:Sequence[LoRA]|Tensor, # adapters, or (N, n, k) orthonormal columns
         names:Sequence[str]|None=None, # (N,); default: the adapters' own, or numbers
@@ -138,12 +142,14 @@ class SubspaceIndex:
             self._store.append(self._as_block(part), [getattr(p, "name", "") or str(len(self) + j) for j, p in enumerate(part)] if names is None else list(names[i:i+self.block]))
         return self
 
+    @checked
     def nearest(self,
-        points:Sequence[LoRA]|Tensor, # Q adapters, or (Q, n, k)
+        points:Sequence[LoRA]|Tensor, # Q adapters (or one), or (Q, n, k)
         n:int=10, # of each
     )->Nearest:
         "The n nearest by the joint kernel, exactly"
         if not len(self): raise ValueError("the index is empty: add points first")
+        if n < 1: raise ValueError(f"n={n}: expected 1 or more")
         Q = self._as_block(points)
         best, index, start = torch.zeros(len(points), 0), torch.zeros(len(points), 0, dtype=torch.long), 0
         for block, size in self._store:
@@ -153,6 +159,7 @@ class SubspaceIndex:
             best, index, start = best.gather(1, order), index.gather(1, order), start + size
         return Nearest(best, index)
 
+    @checked
     def cluster(self,
         n_clusters:int|str="auto", # or the number of groups; by silhouette of the sample's kernel: `cluster` on adapters knows better
         sample:int=2000, # points compared in all pairs
@@ -176,8 +183,10 @@ class SubspaceIndex:
         return Groups(where.numpy(), values[:, 0].numpy(), (values[:, 0] - values[:, 1] if k > 1 else values[:, 0]).numpy(), C)
 
     def _as_block(self, points):
-        if isinstance(points, Tensor): return {"subspace": points.float() / points.shape[2] ** 0.25}
-        return _adapters(list(points), sides_of(self.side), self.sqrt_weighted)
+        if not len(points) or isinstance(points[0], LoRA): return _adapters(list(points), sides_of(self.side), self.sqrt_weighted)
+        X = as_real(points, "points", 3)
+        if X.ndim != 3: raise ValueError(f"points have shape {tuple(X.shape)}; expected (N, n, k), or adapters")
+        return {"subspace": X.float() / X.shape[2] ** 0.25}
 
 def _take(store, rows):
     "The points of these ascending rows as one block"

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from .formats import load
 from .factors import parse_key
+from .checks import caller_level, checked
 from .lora_io import DTYPES, LoRA, LoRAUpdate, TensorFile, peak
 from .module_names import FUSED, bfl_modules, canonical, is_embedding, is_language_model, kohya_modules, point_kernel, unwrapped
 
@@ -239,6 +240,7 @@ class Saved(NamedTuple):
     rel_error:float # largest relative error of a module, read back
     left_out:list # keys of `.passthrough` that the format has no place for
 
+@checked
 def save(
     lora:LoRA, # the adapter to write
     path:str|Path, # a `.safetensors` file; for PEFT a folder
@@ -267,10 +269,10 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     error = _put(path, tensors, kept, metadata, config, updates, dtype)
     rank = max(len(t) for key, t in tensors.items() if re.search(r"lora_(?:down|A|embedding_A)\b", key))
-    if rank > 1024: warnings.warn(f"{path}: rank {rank} > 1024: few clients can load it; resize(lora, rank=…) makes it smaller [W5]", stacklevel=2)
-    if error > 1e-2: warnings.warn(f"{path}: {dtype} changes a module by {error:.1%}; dtype=torch.float32 keeps it", stacklevel=2)
+    if rank > 1024: warnings.warn(f"{path}: rank {rank} > 1024: few clients can load it; resize(lora, rank=…) makes it smaller [W5]", stacklevel=caller_level())
+    if error > 1e-2: warnings.warn(f"{path}: {dtype} changes a module by {error:.1%}; dtype=torch.float32 keeps it", stacklevel=caller_level())
     if left_out:
-        warnings.warn(f"{path}: keys skipped: a {format} file has no place for {len(left_out)} tensors, first {', '.join(left_out[:3])} [W6]", stacklevel=2)
+        warnings.warn(f"{path}: keys skipped: a {format} file has no place for {len(left_out)} tensors, first {', '.join(left_out[:3])} [W6]", stacklevel=caller_level())
     return Saved(path, format, rank, error, left_out)
 
 def _is_source(path, lora):
@@ -363,6 +365,7 @@ class Resized(NamedTuple):
     rel_error:float # ‖ΔW − ΔW_resized‖ / ‖ΔW‖ over all modules
     rel_errors:dict # the same, module by module
 
+@checked
 def resize(
     lora:LoRA, # the adapter to make smaller
     rank:int|None=None, # at most this many directions a module

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import loragrass as lg
 from loragrass.cli import app
 
-COMMANDS = ["inspect", "compare", "merge", "convert", "resize", "demo"]
+COMMANDS = ["inspect", "compare", "merge", "cluster", "nearest", "convert", "resize", "demo"]
 
 def adapter(seed, group, prefix="unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_", names="qk"):
     g = torch.Generator().manual_seed(group)
@@ -68,7 +68,7 @@ def junk(folder):
     ("compare adapters/a0.safetensors half.safetensors", "truncated"), ("compare adapters/a0.safetensors adapters/a1.safetensors --kernel cosine", "--kernel cosine is unknown"),
     ("compare adapters/a0.safetensors adapters/a1.safetensors --side up", "--side up: expected"), ("compare folder adapters/a1.safetensors", "folder"),
     ("merge junk -o out", "no adapter to read in junk"), ("merge missing -o out", "missing"), ("merge adapters -o out -k 7", "--n-clusters 7: expected 'auto' or 1 … 6"), ("merge adapters -o out --method mean", "--method mean: expected one of svd, cat, karcher, chordal, chordal_s"),
-    ("merge adapters -o out --side up", "--side up"), ("merge adapters -o out --weights 1,2", "2 numbers for 6 adapters; they are, in this order: a0, a1, a2, a3, a4, a5"), ("merge adapters -o out --weights much", "numbers separated by commas"),
+    ("merge adapters -o out --side up", "--side up"), ("merge adapters -o out --weights 1,2", "2 weights for 6 adapters; they are, in this order: a0, a1, a2, a3, a4, a5"), ("merge adapters -o out --weights much", "numbers separated by commas"),
     ("merge adapters -o out --method cat --rank 2", "--method cat is exact"), ("merge adapters -o out --clustering ward", "--clustering ward"), ("merge adapters -o out --rescale max", "--rescale max"),
     *((f"merge adapters -o out {option}{dry}", says) for dry in ("", " --dry-run") for option, says in (("--format zip", "--format zip: expected one of kohya, diffusers, peft"), ("--dtype int8", "--dtype int8: expected one of float32"), ("--report notes", "notes is a folder"), ("--report out", "for the means"), ("--report none/r.html", "no folder none"))),
     ("merge adapters -o adapters/means", "adapters/means is or lies in adapters, which is searched for inputs"), ("merge . -o means", "means is or lies in ., which is searched for inputs"),
@@ -277,6 +277,77 @@ def test_ctrl_c_is_silent(here):
     process = shell(code, "merge", "adapters", "-k", "2", "-o", "out")
     out, err = process.communicate(timeout=120)
     assert process.returncode in (130, -signal.SIGINT) and out == "" and "Traceback" not in err and os.listdir() == ["adapters"]
+
+# ---- two base models, a named file that cannot be read, weights as they are meant
+
+def wide(path):
+    "An adapter for another base model"
+    lg.save(lg.LoRA({m: lg.LoRAUpdate(torch.ones(48, 1), torch.ones(1, 16), 1.0, (48, 16)) for m in adapter(0, 0)}), path, format="diffusers")
+
+def same(path, dense):
+    for m, u in lg.load(path).items(): torch.testing.assert_close(u.dense(), dense(m), rtol=1e-4, atol=1e-5)
+
+def test_a_named_file_that_cannot_be_read_is_1_and_the_rest_is_done(here):
+    Path("half.safetensors").write_bytes(Path("adapters/a0.safetensors").read_bytes()[:-8])
+    result = run("merge", "adapters", "half.safetensors", "-k", 2, "-o", "out")
+    assert result.exit_code == 1 and "done without half.safetensors" in result.stderr.splitlines()[-1] and sorted(os.listdir("out")) == ["mean_0.safetensors", "mean_1.safetensors"]
+    shutil.copy("half.safetensors", "adapters/half.safetensors") # in a folder it is no adapter, and named only as skipped
+    result = run("cluster", "adapters", "-k", 2)
+    assert result.exit_code == 0 and "skipped adapters/half.safetensors" in result.stderr and "done without" not in result.stderr
+
+@pytest.mark.parametrize("line", ["merge adapters -o out", "cluster adapters", "compare adapters/a0.safetensors adapters/wide.safetensors", "nearest adapters adapters/a0.safetensors"])
+def test_two_base_models_are_refused_by_name(line, here):
+    wide("adapters/wide.safetensors")
+    before, result = contents(here), run(*line.split())
+    assert result.exit_code == 1 and "different base models: unknown-1: adapters/a0.safetensors" in result.stderr and "unknown-2: adapters/wide.safetensors" in result.stderr
+    assert "(24, 16) and (48, 16)" in result.stderr and "--mixed-bases" in result.stderr and contents(here) == before
+
+def test_mixed_bases_are_merged_each_by_itself(here):
+    wide("adapters/wide.safetensors")
+    result = run("merge", "adapters", "-k", 2, "-o", "out", "--mixed-bases", "--report", "r.html")
+    assert result.exit_code == 0 and sorted(os.listdir("out")) == [f"mean_{i}.safetensors" for i in range(3)] and Path("r-unknown-1.html").exists() and Path("r-unknown-2.html").exists()
+    assert "base model unknown-1: mean_0, mean_1\n" in result.stdout and "base model unknown-2: mean_2\n" in result.stdout
+    same("out/mean_2.safetensors", lambda m: torch.ones(48, 16))
+    first = lg.mean_lora([lg.load(f"adapters/a{i}.safetensors") for i in (0, 2, 4)]).lora
+    same("out/mean_0.safetensors", lambda m: first[m].dense())
+    assert json.loads(run("cluster", "adapters", "-k", 2, "--mixed-bases", "--json").stdout)["groups"] == [["a0", "a2", "a4"], ["a1", "a3", "a5"], ["wide"]]
+    assert run("compare", "adapters/a0.safetensors", "adapters/wide.safetensors", "--mixed-bases").exit_code == 0
+    found = json.loads(run("nearest", "adapters", "adapters/wide.safetensors", "--mixed-bases", "--json").stdout)
+    assert [row["adapter"] for row in found] == ["wide"] and found[0]["similarity"] == pytest.approx(1, abs=1e-5)
+
+@pytest.mark.parametrize("weights", ["1,-0.5", "b=-0.5,a=1"])
+def test_one_group_is_a_plain_sum(weights, here):
+    a, b = (lg.load(f"adapters/a{i}.safetensors") for i in (0, 1))
+    shutil.copy("adapters/a0.safetensors", "a.safetensors"); shutil.copy("adapters/a1.safetensors", "b.safetensors")
+    for strength in (1, 0.5):
+        result = run("merge", "a.safetensors", "b.safetensors", "-k", 1, "--method", "cat", "--weights", weights, "--strength", strength, "-o", "out", "--force")
+        assert result.exit_code == 0 and "weights as they are" in result.stderr and "in common" not in result.stderr
+        same("out/mean_0.safetensors", lambda m: strength * (a[m].dense() - b[m].dense() / 2)) # noqa: B023
+    run("merge", "a.safetensors", "b.safetensors", "-k", 1, "--method", "cat", "--weights", "0.7", "-o", "out", "--force")
+    same("out/mean_0.safetensors", lambda m: 0.7 * (a[m].dense() + b[m].dense()))
+
+def test_in_groups_weights_are_divided_by_their_sum_and_that_is_said(here):
+    result = run("merge", "adapters", "-k", 2, "-o", "out", "--weights", "2,1,2,1,2,1")
+    assert "divided by their sum in each group; one group, --n-clusters 1, sums" in result.stderr
+    first = lg.mean_lora([lg.load(f"adapters/a{i}.safetensors") for i in (0, 2, 4)]).lora
+    same("out/mean_0.safetensors", lambda m: first[m].dense())
+
+# ---- cluster and nearest
+
+def test_cluster_writes_nothing(here):
+    before, result = contents(here), run("cluster", "adapters", "-k", 2)
+    assert result.exit_code == 0 and [line.split() for line in result.stdout.splitlines()[-6:]] == [[str(i % 2), f"a{i}"] for i in (0, 2, 4, 1, 3, 5)] and contents(here) == before
+
+def test_nearest_of_a_folder_and_of_an_index(here):
+    loras = [lg.load(f"adapters/a{i}.safetensors") for i in range(6)]
+    expected = lg.similarity(loras, side="right").joint[1].sort(descending=True)
+    lg.SubspaceIndex("index", side="right").add(loras)
+    for line in ("nearest adapters adapters/a1.safetensors --side right -n 4 --json", "nearest index adapters/a1.safetensors -n 4 --json"):
+        found = json.loads(run(*line.split()).stdout)
+        assert [row["adapter"] for row in found] == [f"a{i}" for i in expected.indices[:4]]
+        assert [row["similarity"] for row in found] == pytest.approx(expected.values[:4].tolist(), abs=1e-5)
+    Path("other").mkdir(); Path("other/index.json").write_text("[]")
+    assert "is not that of a SubspaceIndex" in run("nearest", "other", "adapters/a1.safetensors").stderr
 
 # ---- convert and resize
 
