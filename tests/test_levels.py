@@ -153,5 +153,5 @@ def test_a_doubt_is_told():
     assert not found.doubt
     doubtful = replace(found, confidence=0.2)
     assert "in doubt" in doubtful.doubt and "9 is" in doubtful.doubt
-    result = replace(lg.cluster_merge(ZOO.loras[:8]), clusters_=replace(lg.cluster_merge(ZOO.loras[:8]).clusters_, confidence=0.2))
+    result = replace(lg.cluster_merge(ZOO.loras[:8]), clusters=replace(lg.cluster_merge(ZOO.loras[:8]).clusters, confidence=0.2))
     assert any("in doubt" in caution for caution in result.cautions())

@@ -53,7 +53,7 @@ def test_an_old_report_stays_when_the_new_one_fails(result, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_few_adapters(n, tmp_path):
-    page = lg.html_report(lg.cluster_merge(adapters([f"a{i}" for i in range(n)], n_groups=1), "auto"), tmp_path / "r.html").read_text()
+    page = lg.html_report(lg.cluster_merge(adapters([f"a{i}" for i in range(n)], n_groups=1), 1), tmp_path / "r.html").read_text()
     assert f"{n} adapter{'s' if n > 1 else ''} in 1 group," in page and "nan" not in page
     assert ("Before you rely on it" in page) == (n > 1)
 
