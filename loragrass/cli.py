@@ -145,7 +145,7 @@ def _load_together(paths, options):
     warnings.filterwarnings("ignore", r"\d+ files skipped") # they are named one by one
     loras, left = [], list(dict.fromkeys(found))
     while left: # what is for another base model than most is read, too
-        some = lg.load_all(left, **options)
+        some = lg.load_all(left, **options) # type: ignore
         loras += some
         left = [e.path for e in some.skipped if e.code == "E7"] if some else []
         skipped += [e for e in some.skipped if e.code != "E7" or not some]
@@ -447,7 +447,7 @@ def nearest(
     "The adapters of a folder that are most like one, with their similarities."
     lora = lg.load(query, **ctx.obj)
     index, skipped = _searched(folder, lora, side, mixed_bases, ctx.obj)
-    found = index.nearest(lora, n)
+    found = index.nearest([lora], n)
     rows = [{"adapter": index.names[i], "similarity": s} for i, s in zip(found.index[0].tolist(), found.similarity[0].tolist())]
     if as_json: _json(rows)
     else: _table(rows)

@@ -77,7 +77,7 @@ def _by_sample(loras, n_clusters, clustering, side, random_state):
     if n_clusters == "auto":
         some = np.sort(np.random.default_rng(random_state).permutation(len(loras))[:SAMPLE])
         sim = similarity([loras[i] for i in some])
-        n_clusters = _number(sim, "auto", cluster_levels(*sim.witnesses, random_state=random_state))
+        n_clusters = _number(sim, "auto", cluster_levels(*sim.witnesses, random_state=random_state)) # type: ignore
         note = f"{n_clusters} groups were found in a sample of {len(some)} of {len(loras)} adapters"
     return Clusters(first_seen(index.cluster(n_clusters, random_state=random_state).labels), note=note)
 
@@ -137,7 +137,7 @@ def cluster(
 def _levels(sim, n_clusters, max_clusters, random_state):
     "What the pairs say of the number of groups, where it is asked for and there is more than a kernel matrix"
     if n_clusters != "auto" or sim.witnesses is None: return None
-    return cluster_levels(*sim.witnesses, max_clusters, random_state=random_state)
+    return cluster_levels(*sim.witnesses, max_clusters, random_state=random_state) # type: ignore
 
 # %% ../nbs/04_cluster_merge.ipynb #dc0a61ed
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class ClusterMerge:
         if not self.parameters["per_layer"]: medoid = np.flatnonzero(self.labels == g).tolist().index(medoid)
         return members["cosine"].get(medoid, np.nan) # one of weight 0 is not there
 
-    def _extremes(self): return self.clusters.extremes(self.similarity.witnesses[2], self.labels)
+    def _extremes(self): return self.clusters.extremes(self.similarity.witnesses[2], self.labels) # type: ignore
 
     def evidence(self)->pd.DataFrame: # one row a group
         "Of each group the pair that belongs together least and the closest pair with another group: names, cosine, log odds of being one group"
@@ -209,7 +209,7 @@ class ClusterMerge:
         for i, j in found.opposites[:5]: told.append(f"{names[i]} and {names[j]} are opposite, and cancel in a mean")
         if more := found.opposites[5:]: told.append(f"{len(more)} more pairs are opposite")
         asked = self.parameters["n_clusters"]
-        k = None if found.evidence is None else int(found.evidence.idxmax())
+        k = None if found.evidence is None else int(found.evidence.idxmax()) # type: ignore
         if asked != "auto" and k != len(self.means) and found.confidence >= 0.5:
             told.append(f"{asked} groups were asked for; the pairs say {k}, with a confidence of {found.confidence:.2f}")
         return [*told, *dict.fromkeys(note for merged in self.merged for note in merged.notes)]
@@ -288,13 +288,13 @@ def cluster_merge(
     if stand_in not in ("mean", "medoid"): raise ValueError(f"stand_in {stand_in!r}: expected 'mean' or 'medoid'")
     if stand_in == "medoid" and (per_layer or rank or rescale != "none"): raise ValueError("a medoid stands in as it came: rank, rescale and per_layer are of means")
     method = method or ("svd" if of_each else "median") # a median follows the majority, and so half of the weight
-    w = for_each(weights, loras).tolist() if of_each else weights
+    w = for_each(weights, loras).tolist() if of_each else weights # type: ignore
     asked = {"n_clusters": n_clusters, "method": method, "clustering": clustering, "side": side, "sqrt_weighted": sqrt_weighted, "kernel": kernel, "rank": rank,
              "weights": w, "per_layer": per_layer, "rescale": rescale, "stand_in": stand_in, "random_state": random_state, "strength": strength}
     if mixed_bases: return _each_merged(loras, asked, progress) # type: ignore[return-value]
     check_one_base(loras)
     sim = similarity(loras, kernel, side, sqrt_weighted, progress=progress)
-    levels = cluster_levels(*sim.witnesses, random_state=random_state)
+    levels = cluster_levels(*sim.witnesses, random_state=random_state) # type: ignore
     found = _of_pairs(loras, sim, n_clusters, clustering, levels, random_state)
     unrelated = _unrelated(levels, found.labels, sim.names)
     found = _with_evidence(found, levels)
@@ -307,9 +307,9 @@ def cluster_merge(
     medoids = [_medoid(sim.joint.numpy(), group, np.asarray(w)[group] if of_each else None) for group in groups]
     summed = of_each and n_clusters == 1 and stand_in == "mean"
     if stand_in == "medoid": merged = [_as_it_came(loras, group, at, f"medoid_{g}") for g, (group, at) in enumerate(zip(groups, medoids))]
-    elif summed: merged = [merge(loras, w, name="mean_0", **made)] # what was asked for is a sum
+    elif summed: merged = [merge(loras, w, name="mean_0", **made)] # what was asked for is a sum # type: ignore
     elif per_layer: merged = layer_means(loras, layers, weights=w, **made)
-    else: merged = [mean_lora([loras[i] for i in group], [w[i] for i in group] if of_each else w, name=f"mean_{g}", **made)
+    else: merged = [mean_lora([loras[i] for i in group], [w[i] for i in group] if of_each else w, name=f"mean_{g}", **made) # type: ignore
                     for g, group in enumerate(tqdm(groups, desc="means", disable=not progress))]
     if of_each and stand_in == "mean": _note_weights(merged, summed)
     if strength != 1: merged = [_times(result, strength) for result in merged]

@@ -161,7 +161,7 @@ def _added(key, loras, weights):
     bias = _BIAS.fullmatch(key)
     having = [(lora, w) for lora, w in zip(loras, weights) if key in lora.passthrough and (not bias or bias[1] in lora)]
     parts = [w * (lora[bias[1]].scale if bias else 1.0) * lora.passthrough[key].double() for lora, w in having]
-    return sum(parts).float() if len({part.shape for part in parts}) == 1 else None
+    return sum(parts).float() if len({part.shape for part in parts}) == 1 else None # type: ignore
 
 def average_beside(
     loras:Sequence[LoRA], # N adapters
@@ -197,7 +197,7 @@ class Merged:
     def spread(self)->float:
         "Largest norm of a member over the smallest that is not 0"
         norms = self.members["norm"]
-        return float(norms.max() / norms[norms > 0].min())
+        return float(norms.max() / norms[norms > 0].min()) # type: ignore
 
     def __repr__(self):
         numbers = f"rel_error {self.rel_error:.3g}, energy {self.energy:.3g}, cosine {self.cosine:.3g}"
@@ -252,8 +252,8 @@ def for_each(
     "A number for each adapter"
     names = [lora.name for lora in loras]
     if isinstance(values, Mapping): values = _by_name(values, names, what)
-    elif isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0: values = [values] * len(names)
-    try: numbers = torch.tensor([float(v) for v in values], dtype=torch.float64)
+    elif isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0: values = [values] * len(names) # type: ignore
+    try: numbers = torch.tensor([float(v) for v in values], dtype=torch.float64) # type: ignore
     except (TypeError, ValueError): raise ValueError(f"{what} {values!r}: expected a number for each adapter") from None
     if len(numbers) != len(names):
         raise ValueError(f"{len(numbers)} {what} for {len(names)} adapters; they are, in this order: {', '.join(names)}")
@@ -346,4 +346,4 @@ def combine(
     first = next((lora for lora in everyone if lora.passthrough), everyone[0]) # whose config speaks of it
     lora = LoRA(updates, name=name, format=first.format, arch=first.arch, metadata=first.metadata, config=first.config, passthrough=beside)
     return Merged(lora, **total.figures(), per_module=pd.DataFrame.from_dict(rows, orient="index").rename_axis("module"),
-                  members=_members(loras, inner, along, lora)[counts], notes=notes)
+                  members=_members(loras, inner, along, lora)[counts], notes=notes) # type: ignore

@@ -257,7 +257,7 @@ def cluster_levels(
     cuts = _likeliest(witnesses(left[at], right[at], C), barred, n, sample, random_state)
     evidence = pd.Series(cuts.evidence[::-1], np.arange(1, n + 1), name="log evidence").rename_axis("groups")
     seen = evidence[:max_clusters] if np.isfinite(evidence[:max_clusters]).any() else evidence
-    k, share = int(seen.idxmax()), np.exp(evidence - np.logaddexp.reduce(evidence))
+    k, share = int(seen.idxmax()), np.exp(evidence - np.logaddexp.reduce(evidence)) # type: ignore
     rest = share.drop(k)
     other = int(rest.idxmax()) if len(rest) and rest.max() > 0 else None
     beside = float(min(1, rest.max() / share[k])) if other else 0.0
