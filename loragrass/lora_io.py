@@ -6,7 +6,7 @@ Docs: https://loragrass.github.io/loragrass/lora_io.html.md"""
 
 # %% auto #0
 __all__ = ['DTYPES', 'LIMITS', 'sides_of', 'ThinSVD', 'computable', 'LoRAUpdate', 'Issue', 'printable', 'LoRA', 'LoRAFormatError',
-           'LoRACollection', 'Entry', 'TensorFile', 'peak']
+           'LoRACollection', 'Entry', 'TensorFile', 'peak', 'expect', 'saved_file', 'saved_tensors']
 
 # %% ../nbs/03_lora_io.ipynb #e86b2972
 import json, math, os, re, struct, sys
@@ -409,3 +409,34 @@ def _foreign(head):
     if text.startswith(b"version https://git-lfs"): return "a git-lfs pointer: run `git lfs pull`"
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")): return "a PyTorch pickle renamed: convert it on a machine you trust, as one with its own name"
     if text.startswith((b'{"', b"{'", b"[{")): return "JSON text, such as the answer of a server that refused the download"
+
+# %% ../nbs/03_lora_io.ipynb #414efb6a
+def expect(
+    so:bool, # as it should be
+    came:str, # what came
+    expected:str, # instead of it
+    path:str|Path, # of the file that says it
+    advice:str, # what to do
+):
+    "Refuse what a saved file says, where it is not so"
+    if not so: raise LoRAFormatError(f"{came}; expected {expected}. {advice}", path, code="E1")
+
+def saved_file(
+    path:str|Path, # .safetensors
+    advice:str, # what to do where it is not as it was written
+)->TensorFile: # of float32, of any size
+    "A file that we wrote, its header checked as a stranger's"
+    try: file = TensorFile(path, {"file": 1 << 62, "dim": 1 << 40})
+    except LoRAFormatError as e: raise LoRAFormatError(f"{e.text}. {advice}", path, code=e.code) from None
+    except OSError as e: raise LoRAFormatError(f"{e.strerror}. {advice}", path, code="E1") from None
+    for key, e in file.entries.items(): expect(e.dtype == torch.float32, f"{key} is {e.dtype}", "torch.float32", path, advice)
+    return file
+
+def saved_tensors(
+    file:TensorFile, # that we wrote
+    advice:str, # what to do where it is not as it was written
+)->dict[str, Tensor]:
+    "All of its numbers, which are finite"
+    tensors = dict(zip(file, file.read(list(file))))
+    for key, t in tensors.items(): expect(math.isfinite(peak(t)), f"{key} holds NaN or infinity", "numbers", file.path, advice)
+    return tensors

@@ -8,7 +8,7 @@ Docs: https://loragrass.github.io/loragrass/selection.html.md"""
 __all__ = ['STRATEGIES', 'Combinations', 'search_combinations', 'representatives', 'kernel_penalty']
 
 # %% ../nbs/04e_selection.ipynb #1c16cd91
-import hashlib, itertools, json, math
+import hashlib, itertools, json, math, sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,17 +102,28 @@ def _fingerprint(means, modules, score, strategy):
     "First line of a state file: what the scores are scores of"
     return json.dumps({"modules": modules, "means": len(means), "sha256": _digest(means), "score": _told(score), "strategy": strategy})
 
-def _resume(path, header):
-    "Scores in a state file; a last line that was cut off is removed"
+def _is_score(line, k, M):
+    "A combination of M of k means, and a finite number"
+    return (isinstance(line, list) and len(line) == 2 and isinstance(line[0], list) and len(line[0]) == M
+            and all(type(c) is int and 0 <= c < k for c in line[0]) and type(line[1]) in (int, float) and abs(line[1]) <= sys.float_info.max)
+
+def _resume(path, header, k, M):
+    "Scores in a state file, each checked; a last line that was cut off is removed"
     if not path.parent.is_dir(): raise ValueError(f"state {path}: there is no folder {path.parent}; make it first")
+    if path.exists() and not path.is_file(): raise ValueError(f"state {path} is a folder, a pipe or a device; expected a file, or a name for a new one")
     if not path.exists() or not path.stat().st_size: path.write_text(header + "\n"); return {}
-    *lines, torn = path.read_text().split("\n")
+    *lines, torn = path.read_text(errors="replace").split("\n")
     if not lines or lines[0] != header: raise ValueError(f"{path} is not the state of this search: its first line is {(lines or [torn])[0][:80]!r}; name another file, or search with the same means, score and strategy")
-    if torn: path.write_text("\n".join(lines) + "\n")
     scores = {}
     for i, line in enumerate(lines[1:], 2):
-        try: choice, score = json.loads(line); scores[tuple(choice)] = float(score)
-        except (ValueError, TypeError): raise ValueError(f"{path}, line {i}: {line[:80]!r} is no combination and its score; remove the line, and it is computed again") from None
+        try: read = json.loads(line)
+        except (ValueError, RecursionError): read = None
+        what = f"{path}, line {i}: {line[:80]!r}"
+        if not _is_score(read, k, M):
+            raise ValueError(f"{what} is no combination and its score; expected {M} numbers of means below {k} and a finite score; remove the line, and it is computed again")
+        choice, score = tuple(read[0]), float(read[1])
+        if scores.setdefault(choice, score) != score: raise ValueError(f"{what}: this combination has the score {scores[choice]} above; expected one; remove both lines, and it is computed again")
+    if torn: path.write_text("\n".join(lines) + "\n")
     return scores
 
 # %% ../nbs/04e_selection.ipynb #5ac734de
@@ -135,7 +146,7 @@ def search_combinations(
     if not modules or budget < 1 or width < 1: raise ValueError(f"{k} means of {M} modules, budget={budget}, width={width}: expected at least one of each")
     if not callable(score) and not score: raise ValueError("score is an empty list; expected a function, or the original adapters")
     rate = (lambda choice: float(score(_assemble(means, modules, choice)))) if callable(score) else _likeness(means, score, modules)
-    scores = {} if path is None else _resume(path, _fingerprint(means, modules, score, strategy))
+    scores = {} if path is None else _resume(path, _fingerprint(means, modules, score, strategy), k, M)
     if strategy == "exhaustive" and k ** M - len(scores) > budget:
         raise ValueError(f"{k} means over {M} modules make {k ** M} combinations, budget={budget}; raise the budget, or take strategy='coordinate' or 'beam'")
     left, bar = budget, tqdm(desc=f"combinations ({strategy})", total=budget, disable=not progress)

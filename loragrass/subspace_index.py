@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .checks import renamed
+from .checks import check_finite, renamed
 from .clustering import cluster_kernel
-from .checks import as_real, checked
-from .lora_io import LoRA, sides_of
+from .checks import as_real, check_finite, checked
+from .lora_io import LoRA, expect, saved_file, saved_tensors, sides_of
 from .writers import beside
 
 # %% ../nbs/04d_subspace_index.ipynb #190f86d0
@@ -34,7 +34,7 @@ def _unit(update, side, sqrt_weighted):
 def _stack(points, n):
     "Points (n, kᵢ) or None → (N, n, k)"
     points = [torch.zeros(n, 0) if p is None else p for p in points]
-    k = max(p.shape[1] for p in points)
+    k = max([1, *(p.shape[1] for p in points)]) # a tensor without columns is none in a file
     return torch.stack([torch.nn.functional.pad(p, (0, k - p.shape[1])) for p in points])
 
 def _adapters(loras, sides, sqrt_weighted):
@@ -45,7 +45,7 @@ def _adapters(loras, sides, sqrt_weighted):
         widths = {p.shape[0] for p in points if p is not None}
         if len(widths) > 1: raise ValueError(f"{name}: widths {sorted(widths)} differ on the {side} side; these adapters are for different base models")
         block[f"{side} {name}"] = _stack(points, widths.pop())
-    return block or {"nothing": torch.zeros(len(loras), 1, 0)}
+    return block or {"nothing": torch.zeros(len(loras), 1, 1)}
 
 # %% ../nbs/04d_subspace_index.ipynb #cc39cdf6
 _TILE = 1 << 24 # products held at once
@@ -79,23 +79,48 @@ class _Memory:
         self._blocks.append(block)
         self.names, self.sizes = self.names + names, self.sizes + [len(names)]
 
+_AGAIN = "Remove the folder and add the adapters again"
+
+def _listed(path):
+    "The list of a folder's blocks"
+    try: saved = json.loads(path.read_text("utf8"))
+    except (ValueError, RecursionError, OSError) as e: expect(False, f"no JSON ({str(e)[:100]})", "the list of an index", path, _AGAIN)
+    expect(isinstance(saved, dict), str(saved)[:100], "the list of an index", path, _AGAIN)
+    if "weighted" in saved: saved["sqrt_weighted"] = saved.pop("weighted") # as it was called before
+    version, side, root, sizes, names = (saved.get(key) for key in ("version", "side", "sqrt_weighted", "sizes", "names"))
+    expect(version in (None, 1), f"version {str(version)[:40]}", "version 1", path, "Open it with the loragrass that wrote it")
+    expect(side in ("left", "right", "both"), f"side={str(side)[:40]!r}", "left, right or both", path, _AGAIN)
+    expect(isinstance(root, bool), f"sqrt_weighted={str(root)[:40]}", "true or false", path, _AGAIN)
+    sized = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
+    expect(sized, f"sizes {str(sizes)[:100]}", "a list of the numbers of points of the blocks", path, _AGAIN)
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    expect(named and len(names) == sum(sizes), f"{len(names) if named else str(names)[:100]} names", f"{sum(sizes)} names", path, _AGAIN)
+    return saved
+
 class _Folder:
     "Blocks in a folder"
     def __init__(self, path, side, sqrt_weighted):
         self.path, self.told, self.names, self.sizes = Path(path), {"side": side, "sqrt_weighted": sqrt_weighted}, [], []
         if not (self.path / "index.json").exists(): return
-        saved = json.loads((self.path / "index.json").read_text())
-        if "weighted" in saved: saved["sqrt_weighted"] = saved.pop("weighted") # as it was called before
+        saved = _listed(self.path / "index.json")
         if any(saved[key] != value for key, value in self.told.items()):
             raise ValueError(f"{path} was made with side={saved['side']!r}, sqrt_weighted={saved['sqrt_weighted']}; open it with those, or name another folder")
-        self.names, self.sizes = saved["names"], saved["sizes"]
+        self.names, self.sizes, widths = saved["names"], saved["sizes"], {}
+        for i, size in enumerate(self.sizes):
+            path = self._block(i)
+            for key, e in saved_file(path, _AGAIN).entries.items():
+                n = widths.setdefault(key, e.shape[1]) if len(e.shape) == 3 else "n"
+                expect(e.shape[:2] == (size, n), f"{key} is {e.shape}", f"({size}, {n}, k), as the list and the other blocks say", path, _AGAIN)
 
-    def __iter__(self): return ((load_file(self.path / f"{i:05d}.safetensors"), size) for i, size in enumerate(self.sizes))
+    def _block(self, i): return self.path / f"{i:05d}.safetensors"
+    def __iter__(self): return ((saved_tensors(saved_file(self._block(i), _AGAIN), _AGAIN), size) for i, size in enumerate(self.sizes))
 
     def append(self, block, names):
-        with beside(self.path / f"{len(self.sizes):05d}.safetensors") as new: save_file({m: X.contiguous() for m, X in block.items()}, new)
+        with beside(self._block(len(self.sizes))) as new:
+            save_file({m: X.contiguous() for m, X in block.items()}, new)
+            saved_file(new, "Give the modules other names") # what could not be opened again is not kept
         self.names, self.sizes = self.names + names, self.sizes + [len(names)]
-        with beside(self.path / "index.json") as new: new.write_text(json.dumps(self.told | {"sizes": self.sizes, "names": self.names}))
+        with beside(self.path / "index.json") as new: new.write_text(json.dumps(self.told | {"version": 1, "sizes": self.sizes, "names": self.names}))
 
 # %% ../nbs/04d_subspace_index.ipynb #dfaaf8e8
 class Nearest(NamedTuple):
@@ -186,6 +211,7 @@ class SubspaceIndex:
         if not len(points) or isinstance(points[0], LoRA): return _adapters(list(points), sides_of(self.side), self.sqrt_weighted)
         X = as_real(points, "points", 3)
         if X.ndim != 3: raise ValueError(f"points have shape {tuple(X.shape)}; expected (N, n, k), or adapters")
+        check_finite(X, "points")
         return {"subspace": X.float() / X.shape[2] ** 0.25}
 
 def _take(store, rows):

@@ -19,12 +19,12 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .formats import load_all
-from .lora_io import LoRA, LoRACollection
+from .lora_io import LoRA, LoRACollection, expect, saved_file, saved_tensors
 
 # %% ../nbs/03f_zoo.ipynb #3e5884ce
 SPLITS = {"pretrain": slice(0, 600), "tune": slice(600, 1200), "val": slice(1200, 1397), "test": slice(1397, None)}
@@ -147,6 +147,44 @@ class Zoo:
         if task not in self.base.tasks: raise ValueError(f"no task {task!r}; there are {', '.join(map(str, self.base.tasks))}")
         with torch.no_grad(): return self.base.score(lora, task, split)
 
+# %% ../nbs/03f_zoo.ipynb #e3462eb9
+_AGAIN = "Get the zoo again, or write it with train_zoo"
+
+def _labels(path):
+    "The table of a zoo, and the class of its base model"
+    expect((size := path.stat().st_size) <= 1 << 24, f"{size:,} bytes", "a table of at most 16 MiB", path, _AGAIN)
+    try: labels = pd.read_csv(path, dtype={"name": str}, keep_default_na=False)
+    except (ValueError, RecursionError) as e: expect(False, f"no table ({str(e)[:100]})", "comma-separated values", path, _AGAIN)
+    lacking = [column for column in ("name", "task", "rank") if column not in labels]
+    expect(len(labels) > 0 and not lacking, f"{len(labels)} rows, without {', '.join(lacking) or 'an adapter'}",
+           "a row for each adapter, with name, task and rank", path, _AGAIN)
+    for name in labels.name:
+        plain = name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:")
+        there = plain and (path.parent / "adapters" / name).is_dir()
+        expect(there, f"name {name[:80]!r}", "the name of a folder in adapters/", path, _AGAIN)
+    twice = labels.name[labels.name.duplicated()]
+    expect(not len(twice), f"name {next(iter(twice), '')!r} stands there twice", "one row an adapter", path, _AGAIN)
+    Model = next((Model for Model in (ResidualMLP, Denoiser) if labels.task.isin(Model.tasks).all()), None)
+    expect(Model is not None, f"tasks {str(labels.task.unique().tolist())[:200]}",
+           " or ".join(", ".join(map(str, Model.tasks)) for Model in (ResidualMLP, Denoiser)), path, _AGAIN)
+    return labels, Model
+
+def _base(path, model):
+    "The weights of a base model"
+    file, wanted = saved_file(path, _AGAIN), {key: tuple(t.shape) for key, t in model.state_dict().items()}
+    for key in dict.fromkeys([*wanted, *file]):
+        came = file.entries[key].shape if key in file else "missing"
+        expect(came == wanted.get(key), f"{key} is {came}", f"{wanted.get(key, 'no such tensor')} in a {type(model).__name__}", path, _AGAIN)
+    return saved_tensors(file, _AGAIN)
+
+def _adapts(lora, rank, model):
+    "An adapter of the zoo fits its base model, and its row"
+    for m, shape in lora.shapes.items():
+        wanted = tuple(model.get_submodule(m).weight.shape) if m in model.adapted else "no such module"
+        expect(shape == wanted, f"{m} is {shape}", f"{wanted} in a {type(model).__name__}", lora.path, _AGAIN)
+        here = lora.peek(m).rank
+        expect(here == rank, f"{m} has rank {here}", f"{rank}, as labels.csv says", lora.path, _AGAIN)
+
 # %% ../nbs/03f_zoo.ipynb #eff633d3
 SHIPPED = ("tasks", "concepts")
 
@@ -155,12 +193,14 @@ def load_zoo(
 )->Zoo:
     "Real adapters with their base model and data, from files"
     path = Path(str(files("loragrass"))) / "data" / name if name in SHIPPED else Path(name)
-    if not (path / "labels.csv").exists():
+    if not (path / "labels.csv").is_file():
         raise ValueError(f"{name}: neither a zoo that comes with the package ({', '.join(SHIPPED)}) nor a folder with a labels.csv, as train_zoo writes it")
-    labels = pd.read_csv(path / "labels.csv")
-    base = next(Model for Model in (ResidualMLP, Denoiser) if labels.task[0] in Model.tasks)()
-    base.load_state_dict(load_file(path / "base.safetensors"))
-    return Zoo(load_all([path / "adapters" / n for n in labels.name], strict=True), labels, base.eval().requires_grad_(False))
+    labels, Model = _labels(path / "labels.csv")
+    base = Model()
+    base.load_state_dict(_base(path / "base.safetensors", base))
+    loras = load_all([path / "adapters" / n for n in labels.name], strict=True)
+    for lora, rank in zip(loras, labels["rank"]): _adapts(lora, rank, base)
+    return Zoo(loras, labels, base.eval().requires_grad_(False))
 
 # %% ../nbs/03f_zoo.ipynb #c7285885
 def _optimize(params, loss, lr, steps, progress, desc):

@@ -1,5 +1,5 @@
 "What is no lesson about choosing and combining: state files, ties, missing modules, zero updates"
-import itertools
+import itertools, json, os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -57,11 +57,27 @@ def test_state_of_another_score_or_strategy(tmp_path):
     with pytest.raises(ValueError, match="not the state of this search"): search_combinations(MEANS, MEANS[:2], state=tmp_path / "k")
     assert (tmp_path / "s").read_text() == before
 
-@pytest.mark.parametrize("line", ["garbage", "3", "[[0, 1, 2]]", '[[0, 1, 2], "good"]', "[0, 1]"])
+@pytest.mark.parametrize("line", ["garbage", "3", "[[0, 1, 2]]", '[[0, 1, 2], "good"]', "[0, 1]", "[[0, 1], 1.0]", "[[0, 1, 3], 1.0]", "[[0, 1, -1], 1.0]", "[[0, 1, true], 1.0]",
+    "[[0, 1, 2.0], 1.0]", "[[0, 1, 2], NaN]", "[[0, 1, 2], Infinity]", "[[0, 1, 2], 1e999]", f"[[0, 1, 2], {10**400}]", '[[0, 1, 2], "1.0"]', "[[0, 1, 2], true]",
+    '{"a": 1, "b": 2}', '["abc", 1.0]', "[" * 100_000, "\udcff\udcfe"])
 def test_a_line_that_is_no_score(line, tmp_path):
     search_combinations(MEANS, Score(), state=tmp_path / "s")
-    with (tmp_path / "s").open("a") as f: f.write(line + "\n")
+    with (tmp_path / "s").open("a", encoding="utf8", errors="surrogateescape") as f: f.write(line + "\n")
     with pytest.raises(ValueError, match=r"line \d+: .* no combination and its score"): search_combinations(MEANS, Score(), state=tmp_path / "s")
+
+def test_two_scores_of_one_combination_are_not_believed(tmp_path):
+    search_combinations(MEANS, Score(), state=tmp_path / "s")
+    *_, last = (tmp_path / "s").read_text().splitlines()
+    choice, score = json.loads(last)
+    with (tmp_path / "s").open("a") as f: f.write(last + "\n") # once more the same is no harm
+    search_combinations(MEANS, Score(), state=tmp_path / "s")
+    with (tmp_path / "s").open("a") as f: f.write(json.dumps([choice, score + 1]) + "\n")
+    with pytest.raises(ValueError, match="has the score .* above; expected one"): search_combinations(MEANS, Score(), state=tmp_path / "s")
+
+def test_a_state_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="expected a file"): search_combinations(MEANS, Score(), state=path)
 
 def test_a_state_file_needs_its_folder(tmp_path):
     with pytest.raises(ValueError, match="there is no folder"): search_combinations(MEANS, Score(), state=tmp_path / "none/s")

@@ -1,8 +1,11 @@
 "What is no lesson about the index: folders, missing modules, mixed ranks, refusals"
+import json, struct
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from loragrass.comparing import similarity
-from loragrass.lora_io import LoRA, LoRAUpdate
+from loragrass.lora_io import LoRA, LoRAFormatError, LoRAUpdate
 from loragrass.plucker import orthonormalize
 from loragrass.subspace_index import SubspaceIndex
 
@@ -55,10 +58,60 @@ def test_refuses():
     with pytest.raises(ValueError, match="2 names for 5"): SubspaceIndex().add(MIXED, ["x", "y"])
 
 def test_index_files_of_before_still_open(tmp_path):
-    import json
     SubspaceIndex(tmp_path, sqrt_weighted=False).add(MIXED)
     saved = json.loads((tmp_path / "index.json").read_text())
     saved["weighted"] = saved.pop("sqrt_weighted") # as it was written before
     (tmp_path / "index.json").write_text(json.dumps(saved))
     assert len(SubspaceIndex(tmp_path, sqrt_weighted=False).add(MIXED[:1])) == 6 and "sqrt_weighted" in (tmp_path / "index.json").read_text()
     with pytest.raises(ValueError, match="sqrt_weighted=False; open it with those"): SubspaceIndex(tmp_path)
+
+def test_zero_adapters_outlive_the_process(tmp_path):
+    zero = LoRA({"a": LoRAUpdate(torch.zeros(9, 2), torch.ones(2, 7), 0.5, (9, 7))})
+    SubspaceIndex(tmp_path, block=2).add([zero, zero, MIXED[0], LoRA({})])
+    assert SubspaceIndex(tmp_path).nearest(MIXED[:1], 1).index.item() == 2 and SubspaceIndex(tmp_path).cluster(1).labels.tolist() == [1, 1, 0, 1]
+
+LISTS = {"no JSON": "{", "deep": "[" * 100_000, "a list": "[1]", "NaN": "NaN", "nothing": "{}", "a pickle": "\x80\x04}",
+    "version": {"version": 2}, "side": {"side": ["left"]}, "root": {"sqrt_weighted": 1}, "no sizes": {"sizes": None}, "text for sizes": {"sizes": "22"}, "NaN for a size": {"sizes": [float("nan"), 3]},
+    "a size of zero": {"sizes": [5, 0]}, "negative": {"sizes": [6, -1]}, "true": {"sizes": [True, 4]}, "huge": {"sizes": [2**62]}, "one block more": {"sizes": [2, 2, 1]},
+    "one block less": {"sizes": [5]}, "other sizes": {"sizes": [3, 2]}, "short names": {"names": ["a"]}, "numbers for names": {"names": [1, 2, 3, 4, 5]}, "no names": {"names": None}}
+
+@pytest.mark.parametrize("what", LISTS)
+def test_a_list_is_not_believed(tmp_path, what):
+    SubspaceIndex(tmp_path, block=3).add(MIXED)
+    file, change = tmp_path / "index.json", LISTS[what]
+    if what == "other sizes": change = {"sizes": [2, 3]}
+    saved = json.loads(file.read_text())
+    assert len(SubspaceIndex(tmp_path)) == 5
+    file.write_text(change if isinstance(change, str) else json.dumps(saved | change))
+    with pytest.raises(LoRAFormatError, match=r"expected .*(Remove the folder and add the adapters again|Open it with)|No such file.*Remove") as e: SubspaceIndex(tmp_path)
+    assert tmp_path in e.value.path.parents
+
+def without(path, cut): path.write_bytes(path.read_bytes()[:-cut])
+def changed(path, f): save_file(f(load_file(path)), path)
+BLOCKS = {"gone": lambda p: p.unlink(), "cut off": lambda p: without(p, 4), "a pickle": lambda p: p.write_bytes(b"\x80\x02}q\x00."), "a folder": lambda p: (p.unlink(), p.mkdir()),
+    "another size": lambda p: changed(p, lambda t: {k: x[:1] for k, x in t.items()}), "another width": lambda p: changed(p, lambda t: {k: x[:, :5].contiguous() for k, x in t.items()}),
+    "flat": lambda p: changed(p, lambda t: {k: x.flatten() for k, x in t.items()}), "half": lambda p: changed(p, lambda t: {k: x.half() for k, x in t.items()}),
+    "text": lambda p: p.write_bytes(struct.pack("<Q", 99) + b"{")}
+
+@pytest.mark.parametrize("what", BLOCKS)
+def test_a_block_is_not_believed(tmp_path, what):
+    SubspaceIndex(tmp_path, block=3).add(MIXED)
+    BLOCKS[what](tmp_path / "00001.safetensors")
+    with pytest.raises(LoRAFormatError, match="Remove the folder and add the adapters again") as e: SubspaceIndex(tmp_path)
+    assert e.value.path == tmp_path / "00001.safetensors"
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(tmp_path, value):
+    X = orthonormalize(torch.randn(6, 12, 2, generator=torch.Generator().manual_seed(0)))
+    SubspaceIndex(tmp_path, block=3).add(X)
+    changed(tmp_path / "00001.safetensors", lambda t: {k: x.fill_(value) for k, x in t.items()})
+    index = SubspaceIndex(tmp_path)
+    for use in (lambda: index.nearest(X, 1), index.cluster):
+        with pytest.raises(LoRAFormatError, match="subspace holds NaN or infinity"): use()
+    X[1, 2, 0] = value
+    with pytest.raises(ValueError, match=r"points\[1, 2, 0\] is NaN or infinite"): index.add(X)
+
+def test_what_could_not_be_opened_again_is_not_kept(tmp_path):
+    index = SubspaceIndex(tmp_path).add(MIXED)
+    with pytest.raises(LoRAFormatError, match="Give the modules other names"): index.add([adapter(0, ("a/b",))])
+    assert len(SubspaceIndex(tmp_path)) == len(index) == 5

@@ -1,10 +1,13 @@
 "The zoo \"concepts\": its recipe against PEFT and torch.optim, its folds, and the shipped files against new ones"
+import shutil
 from copy import deepcopy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 import loragrass as lg
 from loragrass.zoo import RECIPES, Denoiser, _concept_jobs, _generator, _seen, _tune_concepts
@@ -95,3 +98,54 @@ def test_bad_arguments_name_the_choices(shipped, tmp_path):
     with pytest.raises(ValueError, match="base is a Denoiser; the zoo 'tasks' adapts a ResidualMLP"): lg.train_zoo("tasks", tmp_path, base=Denoiser())
     with pytest.raises(ValueError, match="tasks, concepts"): lg.load_zoo("concepts-shared")
     with pytest.raises(ValueError, match="0, 1, 2"): shipped.evaluate(shipped.loras[0], "rot90")
+
+@pytest.fixture(scope="module")
+def small(shipped, tmp_path_factory):
+    path = tmp_path_factory.mktemp("zoo")
+    lg.train_zoo("concepts", path, n=1, steps=4, base=shipped.base)
+    return path
+
+def retold(path, f):
+    table = pd.read_csv(path / "labels.csv")
+    f(table).to_csv(path / "labels.csv", index=False)
+def named(name): return lambda p: retold(p, lambda t: t.assign(name=[name, *t.name[1:]]))
+def told(**columns): return lambda p: retold(p, lambda t: t.assign(**columns))
+def table(data): return lambda p: (p / "labels.csv").write_bytes(data)
+def base(f): return lambda p: save_file(f(load_file(p / "base.safetensors")), p / "base.safetensors")
+def wider(p):
+    file = p / "adapters/0-0/adapter_model.safetensors"
+    save_file({k: torch.cat([t, t]) if k.endswith("enter.lora_B.weight") else t for k, t in load_file(file).items()}, file)
+
+HOSTILE = { # what is done to a zoo, and what the error says
+    "absolute": (named("/etc"), "name '/etc'; expected the name of a folder"), "above": (named("../../0-0"), "name '../../0-0'"), "dots": (named(".."), "name '..'"),
+    "windows": (named("C:\\x"), "name 'C:"), "empty": (named(""), "name ''"), "control": (named("a\x1b[2J"), "name 'a"), "twice": (named("1-0"), "'1-0' stands there twice"),
+    "not there": (named("nobody"), "nobody"),
+    "no rows": (lambda p: retold(p, lambda t: t[:0]), "0 rows"), "no name": (lambda p: retold(p, lambda t: t.drop(columns="name")), "without name"),
+    "no task": (lambda p: retold(p, lambda t: t.drop(columns="task")), "without task"), "no rank": (lambda p: retold(p, lambda t: t.drop(columns="rank")), "without rank"),
+    "another task": (told(task=11), "tasks .11.; expected rot90"), "NaN": (told(task=float("nan")), "tasks"), "mixed": (told(task=["rot90", *range(9)]), "tasks"),
+    "another zoo": (told(task="rot90"), "expected .* in a ResidualMLP"), "another rank": (told(rank=5), "has rank 4; expected 5, as labels.csv says"), "NaN rank": (told(rank=float("nan")), "has rank 4"),
+    "a pickle": (table(b"\x80\x02}q\x00."), "no table|without"), "nothing": (table(b""), "no table"), "ragged": (table(b"name,task,rank\n1,2,3,4,5\n1\n1,2,3,4,5,6,7\n"), "no table|tasks|expected"),
+    "large": (table(b"x" * (17 << 20)), "17,825,792 bytes; expected a table of at most 16 MiB"),
+    "base gone": (lambda p: (p / "base.safetensors").unlink(), "No such file"), "base pickle": (lambda p: (p / "base.safetensors").write_bytes(b"\x80\x02}q\x00."), "pickle"),
+    "base cut off": (lambda p: (p / "base.safetensors").write_bytes((p / "base.safetensors").read_bytes()[:-4]), "truncated"),
+    "base NaN": (base(lambda t: t | {"enter.weight": t["enter.weight"] * float("nan")}), "enter.weight holds NaN or infinity"),
+    "base short": (base(lambda t: {k: x for k, x in t.items() if k != "leave.bias"}), "leave.bias is missing"), "base more": (base(lambda t: t | {"x": torch.ones(1)}), "expected no such tensor"),
+    "base wider": (base(lambda t: t | {"enter.bias": torch.ones(129)}), r"enter.bias is \(129,\); expected \(128,\) in a Denoiser"), "base half": (base(lambda t: {k: x.half() for k, x in t.items()}), "torch.float16"),
+    "an adapter wider": (wider, "256"), "an adapter gone": (lambda p: shutil.rmtree(p / "adapters/3-0"), "3-0"),
+}
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_zoo_is_not_believed(small, tmp_path, what):
+    do, says = HOSTILE[what]
+    path = shutil.copytree(small, tmp_path / "zoo")
+    assert len(lg.load_zoo(path).loras) == 10
+    do(path)
+    with pytest.raises(lg.LoRAFormatError, match=says) as e: lg.load_zoo(path)
+    assert str(e.value).isprintable() and path in e.value.path.parents
+
+def test_an_adapter_of_the_zoo_has_the_shape_of_its_model(small, tmp_path):
+    path = shutil.copytree(small, tmp_path / "zoo")
+    for folder in (path / "adapters").iterdir(): # all alike, so that they agree with each other
+        file = folder / "adapter_model.safetensors"
+        save_file({k: torch.cat([t, t]) if k.endswith("enter.lora_B.weight") else t for k, t in load_file(file).items()}, file)
+    with pytest.raises(lg.LoRAFormatError, match=r"enter is \(256, 72\); expected \(128, 72\) in a Denoiser"): lg.load_zoo(path)
