@@ -165,15 +165,16 @@ def _done(paths, skipped):
 
 # %% ../nbs/09_cli.ipynb #146be154
 def _summary(lora, frame)->dict:
-    "An adapter as a row, ranges as pairs"
-    def span(name): return [frame[name].min().item(), frame[name].max().item()]
+    "An adapter as a row, ranges as pairs; None where modules are not measured"
+    def known(x): return None if x != x else x
+    def span(name): return [known(frame[name].min().item()), known(frame[name].max().item())]
     return {"adapter": str(lora.path or lora.name), "format": lora.format, "arch": lora.arch, "modules": len(lora), "rank": span("rank"), "effective_rank": span("effective_rank"),
-            "scale": span("scale"), "dtype": ", ".join(sorted(set(frame.dtype))), "norm": float((frame.norm ** 2).sum() ** 0.5), "remarks": [issue._asdict() for issue in lora.issues]}
+            "scale": span("scale"), "dtype": ", ".join(sorted(set(frame.dtype))), "norm": known(float((frame.norm ** 2).sum(skipna=False) ** 0.5)), "remarks": [issue._asdict() for issue in lora.issues]}
 
 def _row(lora, frame)->dict:
     "The same for people"
     row = _summary(lora, frame)
-    for name in ("rank", "effective_rank", "scale"): row[name] = "–".join(dict.fromkeys(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row[name]))
+    for name in ("rank", "effective_rank", "scale"): row[name] = "–".join(dict.fromkeys(f"{x:.3g}" if isinstance(x, float) else _cell(x) for x in row[name]))
     return row | {"remarks": " ".join(dict.fromkeys(issue.code for issue in lora.issues))}
 
 @app.command(epilog="Example:  loragrass inspect adapters/")

@@ -57,6 +57,10 @@ class _Updates(Mapping[str, LoRAUpdate]):
     def shapes(self): return {m: (r.m if r.part is None else r.part[1] - r.part[0], r.n) for m, r in self.recipes.items()}
 
     @property
+    def numbers(self): # that the file has for all of them
+        return sum(math.prod(self.file.entries[k].shape) for k in {k for r in self.recipes.values() for k in r.keys.values()})
+
+    @property
     def dtypes(self): return {m: r.dtype for m, r in self.recipes.items()} # as the file has them
 
     def __getitem__(self, module):

@@ -120,7 +120,7 @@ class LoRAUpdate:
 # %% ../nbs/03_lora_io.ipynb #36fde54a
 class Issue(NamedTuple):
     "Something about an adapter that its user should know"
-    code:str # E15, W1 … W6: see `03d_formats`
+    code:str # E15, W1 … W7: see `03d_formats`
     key:str # module or tensor that it is about, or ""
     text:str
 
@@ -174,10 +174,24 @@ class LoRA(Mapping[str, LoRAUpdate]):
         return getattr(self.updates, "shapes", None) or {m: (len(u.up), u.down.shape[1]) for m, u in self.items()}
 
     def to_frame(self):
-        "A data frame with one row a module; reads all of them, one at a time"
+        "A data frame with one row a module, read one at a time; NaN where the numbers would take too long, with an issue W7"
         import pandas as pd
-        stored = getattr(self.updates, "dtypes", {})
-        return pd.DataFrame([_row(m, u, stored.get(m, u.up.dtype)) for m, u in self.items()]).set_index("module")
+        stored, dear = getattr(self.updates, "dtypes", {}), self._too_dear()
+        if dear and not any(issue.code == "W7" for issue in self.issues):
+            self.issues.append(Issue("W7", dear[0], f"{len(dear)} modules are not measured: a small file makes them so large that it would take too long"))
+        seen = ((m, self.peek(m) if m in dear else self[m]) for m in self)
+        return pd.DataFrame([_row(m, u, stored.get(m, u.up.dtype)) for m, u in seen]).set_index("module")
+
+    def _too_dear(self):
+        "Modules whose SVD a file of this size has no right to: factors that are written out take 60 000 operations a number at most"
+        left, dear = 1e11 + 1e5 * getattr(self.updates, "numbers", math.inf), []
+        for m in self:
+            (rows, columns), r = self.shapes[m], self.peek(m).rank
+            a, b = min(rows, r), min(columns, r)
+            cost = 4 * r * (rows * a + columns * b) + 22 * a * b * min(a, b)
+            if cost > left: dear.append(m)
+            else: left -= cost
+        return dear
 
     def __repr__(self):
         ranks = sorted({self.peek(m).rank for m in self}) or [0]
@@ -187,11 +201,14 @@ class LoRA(Mapping[str, LoRAUpdate]):
 
 # %% ../nbs/03_lora_io.ipynb #8229b2fd
 def _row(module, u, dtype):
-    S = u.svd().S
-    p = S / S.sum()
-    return dict(module=module, shape=tuple(u.weight_shape), rank=u.rank, numerical_rank=len(S),
-        effective_rank=float(torch.exp(-(p * p.log()).sum())) if len(S) else 0.0,
-        scale=u.scale, dtype=str(dtype).removeprefix("torch."), norm=float(torch.linalg.vector_norm(S)))
+    numerical = effective = norm = math.nan
+    if not u.up.is_meta:
+        S = u.svd().S
+        p = S / S.sum()
+        numerical, norm = len(S), float(torch.linalg.vector_norm(S))
+        effective = float(torch.exp(-(p * p.log()).sum())) if numerical else 0.0
+    return dict(module=module, shape=tuple(u.weight_shape), rank=u.rank, numerical_rank=numerical,
+        effective_rank=effective, scale=u.scale, dtype=str(dtype).removeprefix("torch."), norm=norm)
 
 # %% ../nbs/03_lora_io.ipynb #92b255cb
 class LoRAFormatError(ValueError):

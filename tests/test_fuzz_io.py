@@ -303,3 +303,25 @@ def test_warnings_and_names_hold_no_control_characters(tmp_path):
         lora = lg.load(tmp_path/f"a{EVIL}.safetensors")
     assert len(said) >= 2 and all(str(w.message).isprintable() for w in said)
     assert lora.name.isprintable() and repr(lora).isprintable() and all(issue.text.isprintable() for issue in lora.issues)
+
+# ---- small files of large updates
+
+def test_a_table_leaves_out_what_a_small_file_makes_large(tmp_path):
+    from typer.testing import CliRunner
+    from loragrass.cli import app
+    def lokr(name, m, r): return {f"{name}.lokr_{w}_{x}": torch.eye(*s).half() for w, k in (("w1", r), ("w2", 64)) for x, s in (("a", (m, k)), ("b", (k, m)))}
+    path = tmp_path/"a.safetensors"
+    save_file(lokr("lora_unet_x", 64, 32) | lokr("lora_unet_y", 64, 32) | kohya((9, 8)), path) # rank 2048 of 50 kB
+    start = time.process_time()
+    said = CliRunner().invoke(app, ["--alpha", "1", "inspect", "--json", str(path)])
+    assert time.process_time() - start < 20 and said.exit_code == 0, said.output
+    adapter = json.loads(said.stdout)["adapters"][0]
+    dear = [row for row in adapter["modules"] if row["rank"] == 2048]
+    assert len(dear) == 2 and len(adapter["modules"]) == 3 and adapter["norm"] is None
+    for row in adapter["modules"]: assert (row["norm"] is None) == (row["effective_rank"] is None) == (row["numerical_rank"] is None) == (row in dear)
+    assert any(remark["code"] == "W7" and "2 modules are not measured" in remark["text"] for remark in adapter["remarks"])
+    assert "2 modules are not measured" in CliRunner().invoke(app, ["--alpha", "1", "inspect", str(path)]).stdout
+    lora = lg.load(path, alpha=1)
+    lora.to_frame(), lora.to_frame()
+    assert [issue.code for issue in lora.issues].count("W7") == 1
+
