@@ -18,9 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checks import check_finite, renamed
+from .checks import as_real, check_finite, checked, renamed
 from .clustering import cluster_kernel
-from .checks import as_real, check_finite, checked
 from .lora_io import LoRA, expect, saved_file, saved_tensors, sides_of
 from .writers import beside
 
