@@ -121,7 +121,7 @@ def _resume(path, header, k, M):
         what = f"{path}, line {i}: {line[:80]!r}"
         if not _is_score(read, k, M):
             raise ValueError(f"{what} is no combination and its score; expected {M} numbers of means below {k} and a finite score; remove the line, and it is computed again")
-        choice, score = tuple(read[0]), float(read[1])
+        choice, score = tuple(read[0]), float(read[1]) # type: ignore
         if scores.setdefault(choice, score) != score: raise ValueError(f"{what}: this combination has the score {scores[choice]} above; expected one; remove both lines, and it is computed again")
     if torn: path.write_text("\n".join(lines) + "\n")
     return scores

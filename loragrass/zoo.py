@@ -196,7 +196,7 @@ def load_zoo(
     if not (path / "labels.csv").is_file():
         raise ValueError(f"{name}: neither a zoo that comes with the package ({', '.join(SHIPPED)}) nor a folder with a labels.csv, as train_zoo writes it")
     labels, Model = _labels(path / "labels.csv")
-    base = Model()
+    base = Model() # type: ignore
     base.load_state_dict(_base(path / "base.safetensors", base))
     loras = load_all([path / "adapters" / n for n in labels.name], strict=True)
     for lora, rank in zip(loras, labels["rank"]): _adapts(lora, rank, base)
