@@ -630,7 +630,7 @@ def evidence(
     if (d2 < eps ** .25).any(): # a cosine near 1 says little of the angle: Σ sin²θ from the residual
         residuals = points.split(points.columns - mean @ M)
         sines = torch.cat([h.square().sum((-2, -1)) - max(0, l - k) for h, (_, l) in zip(residuals, points.groups)], -1).clamp(min=0)
-        d2 = sines + d2 - torch.cat([((1 - c) * (1 + c)).sum(-1) for c in cosines], -1)
+        d2 = sines + (d2 - torch.cat([((1 - c) * (1 + c)).sum(-1) for c in cosines], -1)).clamp(min=0) # θ ≥ sin θ, but for rounding
         top = torch.minimum(top, sines.sqrt().clamp(max=1).asin()[..., None])
     return Evidence(points.weights, d2, torch.where(points.weights[..., None] > 0, top, 0.), points.dims)
 

@@ -359,6 +359,12 @@ def test_evidence_of_a_chordal_mean():
     assert chordal_mean(lines).eigengap < 1e-12 and abs(chordal_mean(lines).variance - .5) < 1e-13
     assert chordal_mean(torch.stack([Z, Z], 1)).variance.shape == (2,)
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_squared_distance_is_negative(dtype): # Σθ² − Σ sin²θ rounds below 0, whose root is NaN
+    for seed in range(20):
+        Y = orthonormalize(torch.randn(30, 3, dtype=dtype, generator=torch.Generator().manual_seed(seed)))
+        assert (karcher.evidence(Y[None], as_points(Y[None])[0]).d2 >= 0).all()
+
 def test_public_names():
     for name in ("Grassmann", "GrassmannExact", "KarcherMean", "NonUniqueMeanWarning", "karcher_mean", "chordal_mean", "geodesic", "karcher_median",
                  "flag_mean", "principal_geodesics", "streaming_mean"): assert hasattr(lg, name)
