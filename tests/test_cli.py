@@ -146,7 +146,7 @@ def test_odd_names_are_text_and_nothing_is_cut(here, monkeypatch):
 
 def test_same_names_are_told_apart(here):
     for i in range(6): (here / f"d{i}").mkdir(); shutil.move(here / f"adapters/a{i}.safetensors", here / f"d{i}/lora.safetensors")
-    assert "d0/lora.safetensors, d2/lora.safetensors, d4/lora.safetensors" in run("merge", *(f"d{i}" for i in range(6)), "-o", "out", "--dry-run").stdout
+    assert "d0/lora.safetensors, d2/lora.safetensors, d4/lora.safetensors" in run("merge", *(f"d{i}" for i in range(6)), "-k", 2, "-o", "out", "--dry-run").stdout
 
 # ---- merge
 
@@ -308,7 +308,7 @@ def test_mixed_bases_are_merged_each_by_itself(here):
     assert result.exit_code == 0 and sorted(os.listdir("out")) == [f"mean_{i}.safetensors" for i in range(3)] and Path("r-unknown-1.html").exists() and Path("r-unknown-2.html").exists()
     assert "base model unknown-1: mean_0, mean_1\n" in result.stdout and "base model unknown-2: mean_2\n" in result.stdout
     same("out/mean_2.safetensors", lambda m: torch.ones(48, 16))
-    first = lg.mean_lora([lg.load(f"adapters/a{i}.safetensors") for i in (0, 2, 4)]).lora
+    first = lg.mean_lora([lg.load(f"adapters/a{i}.safetensors") for i in (0, 2, 4)], method="median").lora
     same("out/mean_0.safetensors", lambda m: first[m].dense())
     assert json.loads(run("cluster", "adapters", "-k", 2, "--mixed-bases", "--json").stdout)["groups"] == [["a0", "a2", "a4"], ["a1", "a3", "a5"], ["wide"]]
     assert run("compare", "adapters/a0.safetensors", "adapters/wide.safetensors", "--mixed-bases").exit_code == 0
