@@ -192,9 +192,10 @@ def _one_of(x, kinds, kind, name, depth):
 def _items(x, kind, name, depth):
     "A sequence: also a generator, an array, a series, or one where several could be"
     item = (*get_args(kind), Any)[0]
-    if isinstance(item, type) and item not in _NAMES and isinstance(x, item): return [x] # type: ignore
+    one = isinstance(item, type) and item is not Any and item not in _NAMES # Any is a class, too
+    if one and isinstance(x, item): return [x] # type: ignore
     if isinstance(x, (str, bytes, Mapping, os.PathLike)) or not isinstance(x, Iterable): return _refuse(x, kind, name, depth)
-    if isinstance(x, (Tensor, np.ndarray)) and (x.ndim == 0 or isinstance(item, type) and item not in _NAMES and x.dtype is not np.dtype(object)):
+    if isinstance(x, (Tensor, np.ndarray)) and (x.ndim == 0 or one and x.dtype is not np.dtype(object)):
         return _refuse(x, kind, name, depth)
     if isinstance(x, Tensor) or isinstance(x, np.ndarray) and x.dtype.kind in "biuf": return x
     items = x if isinstance(x, Sequence) else list(x)

@@ -431,9 +431,9 @@ def _searched(folder, query, side, mixed_bases, options):
 def _index_options(folder, side):
     try: saved = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except ValueError: saved = None
-    if not isinstance(saved, dict) or not {"side", "weighted"} <= set(saved):
+    if not isinstance(saved, dict) or "side" not in saved:
         raise ValueError(f"{folder / 'index.json'} is not that of a SubspaceIndex; name a folder of adapters, or one that SubspaceIndex(path) made")
-    return {"side": side or saved["side"], "weighted": saved["weighted"]}
+    return {"side": side or saved["side"], "sqrt_weighted": saved.get("sqrt_weighted", saved.get("weighted", True))}
 
 @app.command(epilog="Example:  loragrass nearest adapters/ ink.safetensors -n 5")
 def nearest(
