@@ -50,8 +50,8 @@ def test_one_group(): assert SubspaceIndex().add(MIXED).cluster(1).labels.tolist
 
 def test_refuses():
     with pytest.raises(ValueError, match="the index is empty"): SubspaceIndex().cluster()
-    for k in (0, 2.5, "two"):
-        with pytest.raises(ValueError, match="expected 'auto' or 1 … 5"): SubspaceIndex().add(MIXED).cluster(k)
+    for k, said in ((0, "expected 'auto' or 1 … 5"), (2.5, "n_clusters is 2.5; expected a whole number"), ("two", "expected 'auto' or 1 … 5")):
+        with pytest.raises(ValueError, match=said): SubspaceIndex().add(MIXED).cluster(k)
     with pytest.raises(ValueError, match="empty"): SubspaceIndex().nearest(MIXED)
     with pytest.raises(ValueError, match="different base models"): SubspaceIndex().add(MIXED).nearest([adapter(9, n=5)])
     with pytest.raises(ValueError, match="n_clusters=9"): SubspaceIndex().add(MIXED).cluster(9)
