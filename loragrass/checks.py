@@ -160,7 +160,7 @@ def _as_said(x, kind, name="", depth=0):
     if origin in (Union, types.UnionType): return _one_of(x, inner, kind, name, depth)
     if origin in _NUMBERS:
         x = x.item() if isinstance(x, (Tensor, np.ndarray)) and not x.ndim else x
-        if isinstance(x, _NUMBERS[origin]): return x
+        if isinstance(x, _NUMBERS[origin]): return int(x) if origin is int and isinstance(x, bool) else x
         if origin is int and isinstance(x, str) and x.isdecimal(): return int(x)
         if origin is int and isinstance(x, float) and x.is_integer(): return int(x)
     elif origin in (Tensor, np.ndarray):
@@ -194,6 +194,7 @@ def _items(x, kind, name, depth):
     item = (*get_args(kind), Any)[0]
     one = isinstance(item, type) and item is not Any and item not in _NAMES # Any is a class, too
     if one and isinstance(x, item): return [x] # type: ignore
+    if isinstance(x, str) and get_origin(kind) is Iterable and item is str: return list(x) # letters
     if isinstance(x, (str, bytes, Mapping, os.PathLike)) or not isinstance(x, Iterable): return _refuse(x, kind, name, depth)
     if isinstance(x, (Tensor, np.ndarray)) and (x.ndim == 0 or one and x.dtype is not np.dtype(object)):
         return _refuse(x, kind, name, depth)

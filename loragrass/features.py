@@ -43,6 +43,7 @@ class OnModules(TransformerMixin, BaseEstimator):
         "X as a collection, whose rows mean what those of `fit` mean"
         check_is_fitted(self)
         X = X if isinstance(X, LoRACollection) else LoRACollection(X)
+        if not len(X): raise ValueError("no adapters: pass at least one")
         for lora in X:
             name, missing = lora.name or "an adapter without a name", [m for m in self.modules_ if m not in lora]
             unseen = [m for m in lora if m not in self.shapes_ and m not in self.skipped_modules_]

@@ -160,6 +160,7 @@ def plot_angles(
     return ax
 
 # %% ../nbs/08_report.ipynb #17fcf44c
+@checked
 def plot_evidence(
     what:ClusterMerge|Clusters, # a grouping of adapters
     ax:Axes|None=None, # where to draw; default: a new figure

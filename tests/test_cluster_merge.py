@@ -97,7 +97,7 @@ def test_missing_modules_count_as_zero_and_are_named():
     (lambda: similarity([adapter(1), LoRA({"m0": replace(adapter(2)["m0"], up=torch.full((12, 3), float("nan")))}, name="burnt")]), "m0 of burnt has NaN"),
     (lambda: compare(LoRA({}), LoRA({})), "both adapters are empty"),
     (lambda: layer_means([adapter(i) for i in range(3)], pd.DataFrame([[0, 0, 1], [0, 1, 1]], ["m0", "m1"]), weights=[1, -1, 1]), "m0: the weights .* sum to 0"),
-    (lambda: cluster(torch.eye(4), 2.5), "1 … 4"),
+    (lambda: cluster(torch.eye(4), 2.5), "n_clusters is 2.5; expected a whole number"),
     (lambda: similarity([adapter(1)], modules={"nowhere": 1.0}), "no module"),
     (lambda: cluster(torch.eye(4), 5), "1 … 4"),
     (lambda: cluster([adapter(1), adapter(2)], 2, "grassmann"), "expected one of"),
