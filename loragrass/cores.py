@@ -150,7 +150,9 @@ def _averaged(key, loras, weights):
     tensors = [lora.passthrough.get(key) for lora in loras]
     if any(t is None or t.shape != tensors[0].shape for t in tensors) or not weights.any(): return None
     if not tensors[0].is_floating_point(): return tensors[0] if all(torch.equal(t, tensors[0]) for t in tensors) else None
-    return (sum(w * t.double() for w, t in zip(weights, tensors)) / weights.sum()).float()
+    total = torch.zeros_like(tensors[0], dtype=torch.float64)
+    for w, t in zip(weights, tensors): total += w * t
+    return (total / weights.sum()).float()
 
 # %% ../nbs/04b_cores.ipynb #7c108c34
 _DIFFERENCE = re.compile(r".+\.(?:diff|diff_b|w_norm|b_norm)")
@@ -161,7 +163,7 @@ def _added(key, loras, weights):
     bias = _BIAS.fullmatch(key)
     having = [(lora, w) for lora, w in zip(loras, weights) if key in lora.passthrough and (not bias or bias[1] in lora)]
     parts = [w * (lora[bias[1]].scale if bias else 1.0) * lora.passthrough[key].double() for lora, w in having]
-    return sum(parts).float() if len({part.shape for part in parts}) == 1 else None # type: ignore
+    return torch.stack(parts).sum(0).float() if len({part.shape for part in parts}) == 1 else None
 
 def average_beside(
     loras:Sequence[LoRA], # N adapters
@@ -196,8 +198,8 @@ class Merged:
     @property
     def spread(self)->float:
         "Largest norm of a member over the smallest that is not 0"
-        norms = self.members["norm"]
-        return float(norms.max() / norms[norms > 0].min()) # type: ignore
+        norms = self.members["norm"].to_numpy()
+        return float(norms.max() / norms[norms > 0].min()) if norms.any() else float("nan")
 
     def __repr__(self):
         numbers = f"rel_error {self.rel_error:.3g}, energy {self.energy:.3g}, cosine {self.cosine:.3g}"
@@ -346,4 +348,4 @@ def combine(
     first = next((lora for lora in everyone if lora.passthrough), everyone[0]) # whose config speaks of it
     lora = LoRA(updates, name=name, format=first.format, arch=first.arch, metadata=first.metadata, config=first.config, passthrough=beside)
     return Merged(lora, **total.figures(), per_module=pd.DataFrame.from_dict(rows, orient="index").rename_axis("module"),
-                  members=_members(loras, inner, along, lora)[counts], notes=notes) # type: ignore
+                  members=_members(loras, inner, along, lora).loc[counts], notes=notes)
