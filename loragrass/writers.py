@@ -32,7 +32,12 @@ def _factors(u, dtype, stated):
 
 def _least(u): return min(u.rank, len(u.up), u.down.shape[1]) # more is never needed
 
-def _pad(t, rank, dim): return torch.cat([t, t.new_zeros([rank - n if d == dim else n for d, n in enumerate(t.shape)])], dim) if t.shape[dim] < rank else t
+def _pad(t, rank, dim):
+    "With zeros, by copying: not every PyTorch can join tensors of 8 bits"
+    if t.shape[dim] >= rank: return t
+    wide = t.new_zeros([rank if d == dim else n for d, n in enumerate(t.shape)])
+    wide.narrow(dim, 0, t.shape[dim]).copy_(t)
+    return wide
 
 def _holds(dtype, x): return torch.tensor(float(x)).to(dtype).item() == x
 
@@ -152,8 +157,9 @@ def _peft(lora, updates, dtype, ragged):
     for name, u in updates.items():
         key, (up, down), groups = f"base_model.model.{name}", pairs[name], _groups(u)
         if groups > 1: # a rank of its own, for zeros would have to go into each group
-            up, down = pairs[name] = (u.scale * u.up.double()).to(dtype), u.down.to(dtype)
-            up = torch.cat([rows.chunk(groups, 1)[i] for i, rows in enumerate(up.chunk(groups))])
+            up, down = u.scale * u.up.double(), u.down.to(dtype)
+            pairs[name] = up, down
+            up = torch.cat([rows.chunk(groups, 1)[i] for i, rows in enumerate(up.chunk(groups))]).to(dtype)
         if embedding := _is_embedding(name, u, source): tensors[f"{key}.lora_embedding_B"], tensors[f"{key}.lora_embedding_A"] = up, down
         else: tensors[f"{key}.lora_B.weight"], tensors[f"{key}.lora_A.weight"] = (up, down) if u.transposed else _shaped(up, down, u)
         conv1d = conv1d or u.transposed and not embedding

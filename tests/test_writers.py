@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 import loragrass as lg
 from loragrass import writers
 from loragrass.factors import parse_key
-from loragrass.lora_io import TensorFile
+from loragrass.lora_io import LoRAUpdate, TensorFile
 from lora_files import LISTS, kohya
 from test_formats import NAME, quiet
 
@@ -309,3 +309,18 @@ def test_where_folders_cannot_change_places_no_client_reads_a_mixture(tmp_path, 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt): lg.save(lora, tmp_path/"a")
     with pytest.raises(lg.LoRAFormatError, match="adapter_config.json missing"): lg.load(tmp_path/"a")
+
+@pytest.mark.parametrize("format", ["kohya", "peft"])
+def test_8_bits_are_padded_where_torch_cannot_join_them(tmp_path, monkeypatch, format): # as torch 2.4
+    cat = torch.cat
+    def old(tensors, *args, **kwargs):
+        if any(t.dtype.itemsize == 1 for t in tensors): raise RuntimeError("cat of 8 bits")
+        return cat(tensors, *args, **kwargs)
+    updates = {f"unet.{m}": LoRAUpdate(torch.ones(8, r), torch.ones(r, 6), 1.0, (8, 6)) for m, r in (("mid_block.attentions.0.proj_in", 1), ("mid_block.attentions.0.proj_out", 2))}
+    updates["unet.mid_block.resnets.0.conv1"] = LoRAUpdate(torch.block_diag(torch.ones(4, 1), torch.ones(4, 1)), torch.ones(2, 6), 1.0, (8, 6))
+    lora = lg.LoRA(updates, name="a", format="kohya", arch="sd15")
+    with monkeypatch.context() as m:
+        m.setattr(torch, "cat", old)
+        lg.save(lora, tmp_path/("a" if format == "peft" else "a.safetensors"), format, dtype=torch.float8_e4m3fn)
+    back = lg.load(tmp_path/("a" if format == "peft" else "a.safetensors"))
+    for m, u in back.items(): torch.testing.assert_close(u.dense(), dict(zip(back, updates.values()))[m].dense() if set(back) != set(updates) else updates[m].dense())
