@@ -205,12 +205,12 @@ BOMBS = ["(ab|ab)" * 40 + "c", "(|a)" * 60 + "c", "(a|a?)+$", "(a+)+b", "((a*)*)
 
 @pytest.mark.parametrize("field", ["alpha_pattern", "rank_pattern"])
 def test_patterns_that_re_never_ends_are_matched_at_once(tmp_path, field):
-    t = {f"base_model.model.{'a' * 60}.{i}.lora_{x}.weight": torch.ones(s) for i in range(50) for x, s in (("A", (2, 6)), ("B", (9, 2)))}
+    t = {f"base_model.model.{'a' * 60}.{i}.lora_{x}.weight": torch.ones(s) for i in range(8) for x, s in (("A", (2, 6)), ("B", (9, 2)))}
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lora = lg.load(peft_folder(tmp_path/"a", t, r=2, lora_alpha=4, **{field: {p: 2 for p in BOMBS} | {"a+.1|a+.2": 8}}))
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 5 # hours, by re
     assert [lora[f"{'a' * 60}.{i}"].scale for i in range(4)] == ([2, 4, 4, 2] if field == "alpha_pattern" else [2] * 4)
 
 @pytest.mark.parametrize("pattern", [r"(a)\1*b", "(?<=a)b", "(?P<x>a)", "(?i:a)", "a++", "a)|(b", "(a", "[a", "[b-a]", "a{3,2}", "*a", "a\\", r"\x41", "(" * 60 + ")" * 60, "a" * 3000])
