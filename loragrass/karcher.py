@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from .checks import as_basis, as_pair, as_real, caller_level, check_same_space, renamed
+from .checks import as_basis, as_pair, as_real, caller_level, check_orthonormal, check_same_space, renamed
 from .plucker import principal_angles
 
 with warnings.catch_warnings(): # geoopt still uses torch.jit.script
@@ -351,13 +351,20 @@ def _from_list(X):
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     return torch.cat([bases[i] for i in order], 1)[None], [(sizes.count(l), l) for l in sorted(set(sizes))], order, ()
 
+def _as_stack(X):
+    "A stack (N, ..., n, k) as (N, B, n, k), and the shape of its batch"
+    X = as_real(X, "X").detach()
+    if X.ndim < 3 or 0 in X.shape:
+        raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k), N ≥ 1, or a list of (n, k)")
+    batch = X.shape[1:-2]
+    return (X.flatten(1, -3) if batch else X[:, None]), batch
+
+def _side_by_side(X): return X.permute(1, 2, 0, 3).flatten(2) # (N, B, n, k) → (B, n, K)
+
 def _from_stack(X):
     "The same of a stack (N, ..., n, k)"
-    X = as_basis(X, "X").detach()
-    if X.ndim < 3 or 0 in X.shape: raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k), N ≥ 1, or a list of (n, k)")
-    batch = X.shape[1:-2]
-    A = X.flatten(1, -3).permute(1, 2, 0, 3).flatten(2) if batch else X.permute(1, 0, 2).flatten(1)[None]
-    return A, [(len(X), X.shape[-1])], list(range(len(X))), batch
+    X, batch = _as_stack(X)
+    return _side_by_side(as_basis(X, "X")), [(len(X), X.shape[-1])], list(range(len(X))), batch
 
 def _as_weights(weights, order, batch): # in float64, scaled twice: a sum of large ones may overflow
     "(B, N), of sum 1"
@@ -371,6 +378,14 @@ def _as_weights(weights, order, batch): # in float64, scaled twice: a sum of lar
     w = w / w.amax(-1, keepdim=True)
     return w / w.sum(-1, keepdim=True)
 
+def _dimension(k, groups, n):
+    "Of a mean"
+    sizes = [l for N, l in groups for _ in range(N)]
+    if k is None and len(groups) > 1: raise ValueError(f"the points have dimensions {sizes}; say the mean's with k=")
+    k, most = groups[0][1] if k is None else k, min(n, sum(sizes))
+    if k not in range(1, most + 1): raise ValueError(f"k={k}; the {sum(sizes)} columns of all points in ℝ^{n} leave 1 … {most}")
+    return int(k)
+
 def as_points(
     X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ)
     weights=None, # (N,) or (N, ...); None: equal
@@ -378,11 +393,8 @@ def as_points(
 )->tuple[Points, int, tuple]: # the points, detached; k; the shape of the batch
     "Check what every mean takes, and lay it out"
     A, groups, order, batch = _from_list(X) if isinstance(X, (list, tuple)) else _from_stack(X)
-    if k is None and len(groups) > 1: raise ValueError(f"the points have dimensions {[l for N, l in groups for _ in range(N)]}; say the mean's with k=")
-    k = groups[0][1] if k is None else k
-    most = min(A.shape[-2:])
-    if k not in range(1, most + 1): raise ValueError(f"k={k}; the {A.shape[-1]} columns of all points in ℝ^{A.shape[-2]} leave 1 … {most}")
-    return Points(A, groups, _as_weights(weights, order, batch).to(A)), int(k), batch
+    k = _dimension(k, groups, A.shape[-2])
+    return Points(A, groups, _as_weights(weights, order, batch).to(A)), k, batch
 
 # %% ../nbs/02_karcher.ipynb #b2f016ec
 def cost_and_gradient(
@@ -393,35 +405,66 @@ def cost_and_gradient(
     cost, bend, B = torch.zeros_like(points.weights[:, 0]), torch.zeros_like(points.weights[:, 0]), []
     for M, w in zip(points.split(x.mT @ points.columns), points.weights.split([N for N, _ in points.groups], -1)):
         S = M if M.shape[-2] <= M.shape[-1] else M.mT
-        c, R = torch.linalg.eigh(S @ S.mT)
-        if c.min() > torch.finfo(c.dtype).eps ** (1 / 3):
-            c = c.clamp(max=1).sqrt()
+        c2, R = torch.linalg.eigh(S @ S.mT)
+        if c2.min() > torch.finfo(c2.dtype).eps ** (1 / 3):
+            c = c2.clamp(max=1).sqrt()
             right = (R / c[..., None, :]).mT @ S
         else:
             R, c, right = torch.linalg.svd(S, full_matrices=False)
             c = c.clamp(max=1)
-        h = _half(c)
-        theta = 2 * h.sqrt().asin()
-        unwound = theta / (2 * (h * (1 - h)).sqrt()) # θ / sin θ
+        sine = ((1 - c) * (1 + c)).clamp(min=torch.finfo(c.dtype).tiny).sqrt()
+        theta = torch.atan2(sine, c)
+        unwound = theta / sine
         F = (R * (unwound * w[..., None])[..., None, :]) @ right
         cost = cost + (w * theta.square().sum(-1)).sum(-1) / 2
         bend = bend + (w * (c * unwound).mean(-1)).sum(-1)
         B.append((F if S is M else F.mT).movedim(-3, -2).flatten(-2))
-    return cost, _horizontal(x, _horizontal(x, (torch.cat(B, -1) @ points.columns.mT).mT)), bend
+    return cost, _horizontal(x, (torch.cat(B, -1) @ points.columns.mT).mT), bend
 
 # %% ../nbs/02_karcher.ipynb #b68411d9
+def _gram(X): # (N, B, n, k)
+    "AᵀA (B, K, K) of all columns, up to its diagonal blocks; a row of blocks at a time, without laying A out"
+    N, B, _, k = X.shape
+    G = X.new_zeros(B, N * k, N * k)
+    for i in range(N): G[:, i * k:(i + 1) * k, :(i + 1) * k] = _side_by_side(X[i].mT @ X[:i + 1])
+    check_orthonormal(torch.stack([G[:, i:i + k, i:i + k] for i in range(0, N * k, k)]), "X")
+    return G
+
+def _times(X, W): # (N, B, n, k), (B, K, p)
+    "A W, without laying A out"
+    first, *rest = W.split(X.shape[-1], -2)
+    out = X[0] @ first
+    for x, w in zip(X[1:], rest): out.baddbmm_(x, w)
+    return out
+
+def _few(X, weights, k):
+    "As `as_points` gives them, without the columns; AᵀA, W ↦ A W, and A: of a stack of which A is better not laid out"
+    Y, batch = _as_stack(X)
+    N, _, n, l = Y.shape
+    if N > 4 * l or n <= 4 * N * l: return None
+    k, G = _dimension(k, [(N, l)], n), _gram(Y)
+    points = Points(G, [(N, l)], _as_weights(weights, range(N), batch).to(G))
+    return points, k, batch, G, lambda W: _times(Y, W), lambda: _side_by_side(Y)
+
 def in_span(
-    points:Points,
-)->tuple[Points, Callable]: # the points, (B, K, K) columns; and (B, K, p) → (B, n, p), the way back
+    X, # as `as_points` takes it
+    weights=None, # likewise
+    k:int|None=None, # likewise
+)->tuple[Points, int, tuple, Callable]: # as `as_points` gives them; and (B, K, p) → (B, n, p), the way back
     "The points in coordinates of their joint span, where that is much smaller than ℝⁿ"
-    A = points.columns
-    n, K = A.shape[-2:]
-    if n <= 4 * K: return points, lambda V: V
-    L, failed = torch.linalg.cholesky_ex(A.mT @ A)
-    if not failed.any() and (L.diagonal(dim1=-2, dim2=-1) > torch.finfo(A.dtype).eps ** .25).all():
-        return points._replace(columns=L.mT.contiguous()), lambda V: A @ torch.linalg.solve_triangular(L.mT, V, upper=True)
-    Q, R = torch.linalg.qr(A)
-    return points._replace(columns=R), lambda V: Q @ V
+    few = None if isinstance(X, (list, tuple)) else _few(X, weights, k)
+    if few: points, k, batch, G, times, laid = few
+    else:
+        points, k, batch = as_points(X, weights, k)
+        A = points.columns
+        if A.shape[-2] <= 4 * A.shape[-1]: return points, k, batch, lambda V: V
+        G, times, laid = A.mT @ A, lambda W: A @ W, lambda: A
+    L, failed = torch.linalg.cholesky_ex(G)
+    if not failed.any() and (L.diagonal(dim1=-2, dim2=-1) > torch.finfo(L.dtype).eps ** .25).all():
+        def lift(V): return times(torch.linalg.solve_triangular(L.mT, V, upper=True))
+        return points._replace(columns=L.mT.contiguous()), k, batch, lift
+    Q, R = torch.linalg.qr(laid())
+    return points._replace(columns=R), k, batch, lambda V: Q @ V
 
 # %% ../nbs/02_karcher.ipynb #f1c407ab
 class Leading(NamedTuple):
@@ -436,12 +479,14 @@ def subspace_iteration(
     k:int, # eigenvectors wanted
     tol:float, # on the norm of their residuals
     steps:int, # at most
+    every:int=1, # products between two looks at the residuals, which cost as much as a small product does
 )->tuple[Leading, Tensor]: # and whether the k residuals are below tol
     "Leading eigenvectors from products alone, k + 1 values with them"
     Z = V
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         V = torch.linalg.qr(Z)[0]
         Z = project(V)
+        if step % every: continue
         values, R = (t[..., -k-1:].flip(-1) for t in torch.linalg.eigh(V.mT @ Z))
         residuals = (Z @ R - (V @ R) * values[..., None, :]).norm(dim=-2)
         done = (residuals[..., :k].norm(dim=-1) <= tol).all()
@@ -464,12 +509,14 @@ def leading_directions(
     exact:bool=True, # to rounding; False: a start for a descent
 )->Leading:
     "The leading eigenvectors of the mean projector"
-    n, K = points.columns.shape[-2:]
-    if min(n, K) > max(4 * (k + 8), 192):
-        dtype, tol, steps = (points.columns.dtype, 64 * torch.finfo(points.columns.dtype).eps, 24) if exact else (torch.float32, 1e-3, 8)
-        rough = points._replace(columns=points.columns.to(dtype), weights=points.weights.to(dtype))
-        found, done = subspace_iteration(rough.project, random_start(rough, k, torch.Generator().manual_seed(0)), k, tol, steps)
-        if done or not exact: return _refined(Leading(*(t.to(points.columns.dtype) for t in found)), points)
+    size, dtype = min(points.columns.shape[-2:]), points.columns.dtype
+    if size > 4 * (k + 8) and (size > 192 or not exact):
+        tol, steps = (64 * torch.finfo(dtype).eps, 24) if exact else (1e-3, 8)
+        rough = dtype if exact or size <= 192 else torch.float32
+        some = points._replace(columns=points.columns.to(rough), weights=points.weights.to(rough))
+        found, done = subspace_iteration(some.project, random_start(some, k, torch.Generator().manual_seed(0)), k, tol, steps, every=4)
+        if rough == dtype and not exact: return found
+        if done or not exact: return _refined(Leading(*(t.to(dtype) for t in found)), points)
     return dense_directions(points, k)
 
 def _refined(leading, points):
@@ -510,8 +557,7 @@ def chordal_mean(
     k:int|None=None, # dimension of the mean; None: that of the points
 )->ChordalMean:
     "The subspace with the least mean squared chordal distance: the leading eigenvectors of the mean projector"
-    points, k, batch = as_points(X, weights, k)
-    points, lift = in_span(points)
+    points, k, batch, lift = in_span(X, weights, k)
     V, values, residuals = leading_directions(points, k)
     angles = points.dims.clamp(max=k).to(points.weights)
     variance = ((points.weights * angles).sum(-1) - values[..., :k].sum(-1)).clamp(min=0)
@@ -539,6 +585,8 @@ class _Place(NamedTuple):
     "Where the descents of a batch are: x spans base + Z, g and G are the negative gradients at x and in the chart; each (B, ...)"
     x:Tensor; cost:Tensor; g:Tensor; base:Tensor; Z:Tensor; G:Tensor
 
+def _at(x, cost, g): return _Place(x, cost, g, x, torch.zeros_like(x), g) # a new base
+
 def _step(at:_Place, pairs:list, scale:Tensor, points:Points|None, evaluate:Callable, memory:int=8)->tuple[_Place, list]:
     "One step of L-BFGS in the chart, or along the gradient, to a new base, where that does not lower the cost"
     step = _two_loop(at.G, pairs) if pairs else scale * at.G
@@ -564,6 +612,17 @@ def _step(at:_Place, pairs:list, scale:Tensor, points:Points|None, evaluate:Call
     return _Place(x, cost, g, base, Z, G), pairs
 
 # %% ../nbs/02_karcher.ipynb #0c0848bc
+def _plain_steps(at, scale, points, tol, max_iter, evaluate):
+    "Along the gradient, while each step divides it by ten; and how many steps that were"
+    norm, n_iter = _norm(at.g), 0
+    while n_iter < max_iter and (norm > tol).any():
+        x = torch.linalg.qr(at.x + scale * at.g)[0]
+        cost, g, _ = evaluate(x, points)
+        if (cost > at.cost).any(): break
+        at, before, norm, n_iter = _at(x, cost, g), norm, _norm(g), n_iter + 1
+        if (norm > (before / 10).clamp(min=tol)).any(): break
+    return at, n_iter
+
 def descend(
     x:Tensor, # (B, n, k) start
     points:Points|None, # what `evaluate` takes
@@ -573,9 +632,10 @@ def descend(
 )->list[Tensor]: # x, cost, norm of the gradient, steps; each (B, ...)
     "Minimise the cost, each problem of the batch until it is done"
     cost, g, bend = evaluate(x, points)
-    at, pairs, scale = _Place(x, cost, g, x, torch.zeros_like(x), g), [], 1 / bend.clamp(min=.5)[:, None, None]
+    pairs, scale = [], 1 / bend.clamp(min=.5)[:, None, None]
+    at, plain = _plain_steps(_at(x, cost, g), scale, points, tol, max_iter, evaluate)
     live, todo, out = torch.arange(len(x), device=x.device), torch.ones(len(x), dtype=torch.bool, device=x.device), []
-    for n_iter in range(max_iter + 1):
+    for n_iter in range(plain, max_iter + 1):
         now = [at.x, at.cost, _norm(at.g), torch.full_like(live, n_iter)]
         out = now if len(live) == len(x) and todo.all() else _kept(out, now, live, todo)
         todo = out[2][live] > tol
@@ -747,8 +807,7 @@ def karcher_mean(
     "The subspace with the least mean squared geodesic distance (Karcher 1977), and whether it is the only one"
     if solver not in SOLVERS: raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
     if restarts < 0 or max_iter < 0: raise ValueError(f"restarts={restarts}, max_iter={max_iter}; expected 0 or more")
-    points, k, batch = as_points(X, weights, k)
-    points, lift = in_span(points)
+    points, k, batch, lift = in_span(X, weights, k)
     leading, tol = leading_directions(points, k, exact=False), default_tolerance(points.columns.dtype) if tol is None else tol
     runs = [SOLVERS[solver](x, points, tol, max_iter) for x in _starts(points, leading, k, restarts, random_state)]
     means, costs, norms, n_iter = (torch.stack(t) for t in zip(*runs))

@@ -41,8 +41,7 @@ def karcher_median(
     k:int|None=None, # dimension of the median; None: that of the points
 )->KarcherMedian:
     "The subspace with the least mean geodesic distance, by Weiszfeld's iteration from the chordal mean"
-    points, k, batch = as_points(X, weights, k)
-    points, lift = in_span(points)
+    points, k, batch, lift = in_span(X, weights, k)
     double = points.columns.dtype == torch.float64
     tol, floor = (1e-8 if double else 1e-4) if tol is None else tol, 1e-6 if double else 1e-3
     x, n_iter = leading_directions(points, k, exact=False).vectors, 0
@@ -73,8 +72,7 @@ def flag_mean(
 )->FlagMean:
     "The leading eigenvectors of the mean projector, and how much each is shared"
     sizes = [x.shape[-1] for x in X]
-    points, k, batch = as_points(X, weights, max(sizes, default=1) if k is None else k)
-    points, lift = in_span(points)
+    points, k, batch, lift = in_span(X, weights, max(sizes, default=1) if k is None else k)
     V, values, _ = leading_directions(points, k)
     return FlagMean(lift(V).reshape(*batch, -1, k), values[..., :k].reshape(*batch, k))
 

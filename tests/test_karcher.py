@@ -6,7 +6,7 @@ import pytest, torch
 import loragrass as lg
 from loragrass import karcher
 from loragrass.karcher import (Grassmann, NonUniqueMeanWarning, _exp, _horizontal, as_points, chordal_mean, cost_and_gradient, dense_directions,
-                               evidence, geodesic, karcher_mean, leading_directions)
+                               evidence, geodesic, in_span, karcher_mean, leading_directions)
 from loragrass.means import flag_mean, karcher_median, principal_geodesics, streaming_mean
 from loragrass.plucker import orthonormalize, principal_angles
 
@@ -358,6 +358,33 @@ def test_evidence_of_a_chordal_mean():
     lines = torch.eye(2, dtype=torch.float64)[..., None]
     assert chordal_mean(lines).eigengap < 1e-12 and abs(chordal_mean(lines).variance - .5) < 1e-13
     assert chordal_mean(torch.stack([Z, Z], 1)).variance.shape == (2,)
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_a_few_wide_points_are_not_laid_out(batch):
+    X = cloud(5, 400, 4, .4, batch)
+    points, k, shape, lift = in_span(X)
+    laid = as_points(X)[0]
+    assert points.columns.shape == (len(laid.columns), 20, 20) and (k, shape) == (4, batch)
+    torch.testing.assert_close(points.columns.mT @ points.columns, laid.columns.mT @ laid.columns)
+    torch.testing.assert_close(lift(points.columns), laid.columns)
+    one = X if not batch else X[:, 1]
+    by_list, by_stack = karcher_mean(list(one)), karcher_mean(X)
+    assert principal_angles(by_list.mean, by_stack.mean[1] if batch else by_stack.mean).max() < 1e-7
+    twice = torch.cat([X, X[:1]]) # AᵀA is singular: by QR
+    torch.testing.assert_close(in_span(twice)[3](in_span(twice)[0].columns), as_points(twice)[0].columns)
+    with pytest.raises(ValueError, match=r"\|XᵀX − I\| up to 3.*pass orthonormalize\(X\)"): karcher_mean(2 * X)
+    with pytest.raises(ValueError, match="k=21; the 20 columns of all points in ℝ.400 leave 1 … 20"): karcher_mean(X, k=21)
+
+@pytest.mark.parametrize("size, left", [(.2, 0), (1.2, 1e-3)]) # far from the points L-BFGS has to go on
+def test_plain_steps_end_where_the_gradient_shrinks_slowly(size, left):
+    Y = cloud(6, 40, 3, size)
+    points, tol = as_points(Y)[0], 1e-10
+    x = chordal_mean(Y).mean[None]
+    cost, g, bend = cost_and_gradient(x, points)
+    at, steps = karcher._plain_steps(karcher._at(x, cost, g), 1 / bend[:, None, None], points, tol, 50, cost_and_gradient)
+    assert at.cost <= cost and at.g.norm() < g.norm() and 1 <= steps < 12
+    assert (at.g.norm() > left) if left else (at.g.norm() <= tol)
+    assert karcher_mean(Y, tol=tol).grad_norm <= tol
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_squared_distance_is_negative(dtype): # Σθ² − Σ sin²θ rounds below 0, whose root is NaN
