@@ -534,10 +534,12 @@ def dense_directions(
     "All eigenvectors, of which the leading k are kept"
     n, K = points.columns.shape[-2:]
     B = points.columns * points.column_weights.sqrt()
-    if n <= K: values, V = (t.flip(-1) for t in torch.linalg.eigh(B @ B.mT))
-    else:
+    values, V = (t.flip(-1) for t in torch.linalg.eigh(B @ B.mT if n <= K else B.mT @ B))
+    if n > K and (values[..., k - 1] > .01 * values[..., 0]).all(): V = torch.linalg.qr(B @ V[..., :k])[0]
+    elif n > K: # smaller ones lose too many digits
         V, values, _ = torch.linalg.svd(B, full_matrices=False)
-        values = torch.nn.functional.pad(values, (0, 1)).square()
+        values = values.square()
+    values = torch.nn.functional.pad(values, (0, int(n > K)))
     values = values[..., :k + 1].clamp(0, 1)
     return Leading(V[..., :k], values, torch.zeros_like(values))
 
