@@ -1,6 +1,8 @@
 """What a plain `import loragrass` may say: nothing"""
-import subprocess, sys
+import importlib, subprocess, sys
 from textwrap import dedent
+
+import pytest
 
 def test_every_module_imports_without_a_warning_and_leaves_the_filters_alone():
     code = """
@@ -13,3 +15,10 @@ def test_every_module_imports_without_a_warning_and_leaves_the_filters_alone():
         else: assert tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), "torch.jit.script warns, and nobody heard"
     """
     subprocess.run([sys.executable, "-W", "error", "-c", dedent(code)], check=True, timeout=300)
+
+@pytest.mark.parametrize("old, new", [("names", "module_names"), ("kinds", "factors"), ("tables", "lora_datasets"), ("scale", "subspace_index")])
+def test_modules_are_imported_by_their_old_names_for_one_release(old, new):
+    with pytest.warns(FutureWarning, match=f"loragrass.{old} is now loragrass.{new}"): module = importlib.import_module(f"loragrass.{old}")
+    assert module is importlib.import_module(f"loragrass.{new}") and module.__spec__.name == f"loragrass.{new}"
+    with pytest.raises(ModuleNotFoundError, match="loragrass.nothing"): importlib.import_module("loragrass.nothing")
+    del sys.modules[f"loragrass.{old}"]
