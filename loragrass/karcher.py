@@ -399,7 +399,7 @@ def as_points(
 # %% ../nbs/02_karcher.ipynb #b2f016ec
 def cost_and_gradient(
     x:Tensor, # (B, n, k)
-    points:Points,
+    points:Points, # what x is the mean of
 )->tuple[Tensor, Tensor, Tensor]: # (B,), (B, n, k), (B,)
     "Half the variance; Σ wᵢ log_x(Yᵢ), its negative gradient; the mean θ cot θ, what its Hessian is in most directions"
     cost, bend, B = torch.zeros_like(points.weights[:, 0]), torch.zeros_like(points.weights[:, 0]), []
@@ -494,9 +494,9 @@ def subspace_iteration(
     return Leading((V @ R)[..., :k], values.clamp(0, 1), residuals), done
 
 def random_start(
-    points:Points,
+    points:Points, # whose columns are combined
     k:int, # eigenvectors wanted
-    generator:torch.Generator,
+    generator:torch.Generator, # on the CPU
 )->Tensor: # (B, n, min(n, k + 8)), in the span of the points
     "Random combinations of the columns, the same in all problems"
     n, K = points.columns.shape[-2:]
@@ -504,8 +504,8 @@ def random_start(
     return points.columns @ mix.to(points.columns.device)
 
 def leading_directions(
-    points:Points,
-    k:int,
+    points:Points, # of which to take the mean projector
+    k:int, # eigenvectors wanted
     exact:bool=True, # to rounding; False: a start for a descent
 )->Leading:
     "The leading eigenvectors of the mean projector"
@@ -528,8 +528,8 @@ def _refined(leading, points):
     return Leading(V, torch.cat([values.clamp(0, 1), leading.values[..., k:]], -1), torch.cat([residuals, leading.residuals[..., k:]], -1))
 
 def dense_directions(
-    points:Points,
-    k:int,
+    points:Points, # of which to take the mean projector
+    k:int, # eigenvectors wanted
 )->Leading:
     "All eigenvectors, of which the leading k are kept"
     n, K = points.columns.shape[-2:]
@@ -682,7 +682,7 @@ class Evidence(NamedTuple):
 
 def evidence(
     mean:Tensor, # (B, n, k)
-    points:Points,
+    points:Points, # what it is the mean of
 )->Evidence:
     "Distances and largest angles, exact also near 0"
     k, M, eps = mean.shape[-1], mean.mT @ points.columns, torch.finfo(mean.dtype).eps
@@ -748,7 +748,7 @@ SOLVERS = {"auto": descend, "lbfgs": descend, "geoopt": _geoopt}
 
 # %% ../nbs/02_karcher.ipynb #38550e1a
 def default_tolerance(
-    dtype:torch.dtype,
+    dtype:torch.dtype, # torch.float32 or torch.float64
 )->float:
     "On the norm of a gradient: what the precision leaves"
     return 1e-8 if dtype == torch.float64 else 2e-6
@@ -759,7 +759,7 @@ def with_evidence(
     n_iter:Tensor, # (B,)
     spread:Tensor|None, # (B,), of restarts
     seen:Evidence, # at the mean
-    leading:Leading,
+    leading:Leading, # eigenvectors of the mean projector, and how well they are known
     batch:tuple, # shape of the result
     tol:float, # on grad_norm
     lift:Callable=lambda V: V, # from where the mean was found to where it is wanted
