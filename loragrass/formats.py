@@ -508,13 +508,14 @@ def _below(folder, most):
     def leaves(path): return not Path(os.path.realpath(path)).is_relative_to(inside)
     for root, folders, files in os.walk(folder, onerror=lambda e: skip(f"{e.strerror}: this folder was not searched", e.filename, "E1")):
         here, whole = Path(root), "adapter_config.json" in files or "adapter_model.safetensors" in files
+        weights = next((name for name in (*_WEIGHTS, "adapter_model.bin") if whole and name in files), "")
         if whole: within.add(here)
         elif here.parent in within: within.add(here)
         if whole and here != folder and any(leaves(here/name) for name in files):
             skip("its files are links that leave the folder; name this folder itself to read it", here)
             files = []
         elif whole and re.search(r"(?:pissa|olora|corda|lora_?ga)\w*_init$", here.name): skip("an adapter before its training, by its name", here)
-        elif whole and any(name in files for name in (*_WEIGHTS, "adapter_model.bin")): found.append(here)
+        elif weights: found.append(here)
         elif whole and not any(map(_NUMBERED.fullmatch, files)): skip(f"adapter_config.json without weights: expected {' or '.join(_WEIGHTS)} beside it", here)
         for path in sorted(here/name for name in folders):
             if leaves(path): skip("a link to a folder elsewhere is not followed; name that folder itself to search it", path)
@@ -523,9 +524,10 @@ def _below(folder, most):
         folders.sort()
         for path in sorted(here/name for name in files):
             suffix = path.suffix.lower()
-            if suffix in _PICKLES and not (whole or here in within and _STATE.search(path.name)): skipped.append(_pickled(path))
+            if path.name == weights or path.name == "adapter_model.bin" and weights == "adapter_model.safetensors": continue # the same, as a pickle
+            if suffix in _PICKLES and not (here in within and _STATE.search(path.name)): skipped.append(_pickled(path))
             elif suffix in _OTHERS: skip(_OTHERS[suffix], path)
-            elif suffix == ".safetensors" and not (whole and path.name in _WEIGHTS):
+            elif suffix == ".safetensors":
                 if _STATE.search(path.name): skip("training state, by its name; rename it if it is an adapter", path)
                 elif leaves(path): skip("a link that leaves the folder; name the file itself to read it", path)
                 elif whole and not _NUMBERED.fullmatch(path.name): skip("lies beside the weights of an adapter and is not read with them; name the file itself to read it", path)

@@ -1,7 +1,7 @@
 """Mutated files: only LoRAFormatError, no crash, no hang, no memory, no wrong silent read.
 
 A quick run by default, the same each time; LORAGRASS_FUZZ=5000 (`make fuzz`) for so many examples of each kind, with other seeds each time."""
-import json, os, re, resource, struct, time, warnings
+import json, os, re, resource, shutil, struct, time, warnings
 from collections import Counter
 
 import pytest
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save, save_file
 
 import loragrass as lg
 from loragrass import formats
+from loragrass.lora_io import computable
 from loragrass.scales import by_pattern
 from lora_files import LISTS, kohya, peft_folder, tensors
 
@@ -18,12 +19,15 @@ EXAMPLES = int(os.environ.get("LORAGRASS_FUZZ", 300))
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize="LORAGRASS_FUZZ" not in os.environ, database=None)
 SEEN, START = Counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
+FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+
 def seeds():
     some = lambda name, n: tensors({k: [min(d, 6) if d != "r" else d for d in s] for k, s in list(LISTS[name].items())[:n]})  # noqa: E731
     lokr = {"lora_unet_x.lokr_w1": torch.ones(2, 2), "lora_unet_x.lokr_w2_a": torch.ones(3, 2), "lora_unet_x.lokr_w2_b": torch.ones(2, 4),
         "lora_unet_x.alpha": torch.tensor(1.0)}
     loha = {f"lora_unet_y.hada_{w}": torch.ones(9, 2) if w.endswith("a") else torch.ones(2, 9) for w in ("w1_a", "w1_b", "w2_a", "w2_b")}
-    return [save(t) for t in (kohya((9, 8), (6, 7)), some("sd15_diffusers_new", 8), some("sd15_diffusers_old", 8), lokr | loha)]
+    eight = [{k: t.to(dtype) for k, t in kohya((9, 8)).items()} for dtype in FP8]
+    return [save(t) for t in (kohya((9, 8), (6, 7)), some("sd15_diffusers_new", 8), some("sd15_diffusers_old", 8), lokr | loha, *eight)]
 
 SEEDS = seeds()
 HEADER = json.loads(SEEDS[0][8:8 + struct.unpack("<Q", SEEDS[0][:8])[0]])
@@ -61,11 +65,11 @@ def test_bytes_changed_anywhere(path, data, edits):
         theirs = load_file(path)
         for m, r in lora.updates.recipes.items():
             assert all(key in theirs for key in r.keys.values())
-            if r.kind == "lora" and not r.part: assert all(torch.equal(getattr(lora[m], role), theirs[r.keys[role]].flatten(1)) for role in ("up", "down"))
+            if r.kind == "lora" and not r.part: assert all(torch.equal(getattr(lora[m], role), computable(theirs[r.keys[role]]).flatten(1)) for role in ("up", "down"))
 
 json_values = st.recursive(st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=8), lambda x: st.lists(x, max_size=3)
     | st.dictionaries(st.text(max_size=8), x, max_size=3), max_leaves=8)
-entries = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F16", "BF16", "F8_E4M3", "I64", "BOOL", "X"]) | json_values,
+entries = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I64", "BOOL", "X"]) | json_values,
     "shape": st.lists(st.integers(-1, 9) | st.integers(0, 2**64), max_size=6) | json_values,
                                  "data_offsets": st.lists(st.integers(0, 600) | st.integers(-2**64, 2**64), min_size=1, max_size=3) | json_values})
 keys = st.sampled_from([k for k in HEADER] + ["q.alpha", "q.hada_w1_a", "q.lokr_w1", "base_model.vera_A", "../x", "__metadata__"]) | st.text(max_size=30)
@@ -86,9 +90,9 @@ modules = st.sampled_from(["lora_unet_x", "lora_unet_double_blocks_0_img_attn_qk
 
 @fuzz
 @given(st.dictionaries(st.tuples(modules, roles), st.lists(st.integers(1, 6), max_size=4), min_size=1, max_size=8),
-    st.sampled_from([torch.float32, torch.float16, torch.int64]))
+    st.sampled_from([torch.float32, torch.float16, *FP8, torch.int64]))
 def test_roles_and_shapes_of_any_kind(path, shapes, dtype):
-    save_file({f"{m}.{role}": torch.ones(s, dtype=dtype) for (m, role), s in shapes.items()}, path)
+    save_file({f"{m}.{role}": torch.ones(s).to(dtype) for (m, role), s in shapes.items()}, path)
     attempt(path)
 
 CONFIG = st.dictionaries(st.sampled_from(["peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out",
@@ -131,7 +135,7 @@ FIELDS = ["peft_type", "r", "lora_alpha", "alpha", "rank_pattern", "alpha_patter
 SHAPES = {"turned": lambda s, i: s[::-1], "flat": lambda s, i: (max(1, int(torch.Size(s).numel())),), "one more": lambda s, i: (*s[:i], 1, *s[i:]),
     "one less": lambda s, i: s[:i] + s[i + 1:], "larger": lambda s, i: (*s[:i], *(d + 1 for d in s[i:i + 1]), *s[i + 1:]), "split": lambda s, i: (*s[:-1], 1, *s[-1:], 1),
     "none": lambda s, i: (), "kernel": lambda s, i: (*s[:2], 3, 3)}
-DTYPES = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64, torch.int8, torch.int64, torch.uint16, torch.bool, torch.complex64]
+DTYPES = [torch.float16, torch.bfloat16, *FP8, torch.float64, torch.int8, torch.int64, torch.uint16, torch.bool, torch.complex64]
 odd_values = st.sampled_from([None, 0, -1, 1e300, True, "x", "ADALORA", "LORA", [], {}, [[1]], [4], {"q": 0}, {"q": None}, {"q": [True]}, {"(": 1}, {"scale": 0}, {"scale": "x"}])
 
 @settings(fuzz, max_examples=2 * EXAMPLES)
@@ -162,6 +166,50 @@ def test_the_module_of_each_kind_is_read_unchanged(tmp_path, kind):
     save_file({k: torch.ones(s) for k, s in shapes.items()}, tmp_path/"adapter_model.safetensors")
     if config: (tmp_path/"adapter_config.json").write_text(json.dumps(config))
     assert attempt(tmp_path, approx_rank=2)
+
+# folders: what lies there is an adapter that is read, or it is named with a reason
+
+def adapter_files():
+    pair = {f"base_model.model.q.lora_{x}.weight": torch.ones(s) for x, s in (("A", (2, 6)), ("B", (9, 2)))}
+    wide = {k: torch.ones([d + 1 for d in t.shape]) for k, t in pair.items()}
+    config = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}).encode()
+    weights = [save(pair), save(wide), save({k: t.to(FP8[0]) for k, t in pair.items()}), SEEDS[0], b"", b"<html>", save(pair)[:-3]]
+    return {"adapter_model.safetensors": weights, "adapter_config.json": [config, config, b"{", b"[]", b'{"peft_type": "IA3"}'], "adapters.safetensors": weights,
+        "0000100_adapters.safetensors": weights, "pytorch_lora_weights.safetensors": weights, "style.safetensors": weights, "optimizer.safetensors": weights, "a.gguf": [b"GGUF"],
+        "adapters.npz": [b"PK"], "adapter_model.bin": [b"\x80\x02"], "optimizer.pt": [b"\x80\x02"], "training_args.bin": [b"\x80\x02"], "epoch.ckpt": [b"\x80\x02"],
+        "README.md": [b"# me"], "trainer_state.json": [b"{}"], "new\nline.safetensors": weights}
+
+LYING = adapter_files()
+WHERE = st.lists(st.sampled_from(["a", "checkpoint-100", "default", "pissa_init", "x.safetensors", "lora_ga_init"]), max_size=3).map("/".join)
+LINKS = st.dictionaries(st.tuples(WHERE, st.sampled_from(["link", "link.safetensors"])), st.sampled_from(["..", ".", "/etc", "nowhere", "a/style.safetensors"]), max_size=2)
+one_file = st.sampled_from(sorted(LYING)).flatmap(lambda name: st.tuples(WHERE, st.just(name), st.sampled_from(LYING[name])))
+
+@fuzz
+@given(st.lists(one_file, max_size=9), LINKS, st.booleans())
+def test_nothing_in_a_folder_is_passed_over_in_silence(tmp_path_factory, files, links, drop_bad):
+    folder = tmp_path_factory.getbasetemp()/"fuzz_folder"
+    shutil.rmtree(folder, ignore_errors=True); folder.mkdir()
+    for where, name, data in files:
+        (folder/where).mkdir(parents=True, exist_ok=True)
+        (folder/where/name).write_bytes(data)
+    for (where, name), to in links.items():
+        if (folder/where).is_dir() and not (folder/where/name).exists(): (folder/where/name).symlink_to(to)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loras = lg.load_all(folder, drop_bad=drop_bad)
+    SEEN["folders"] += 1
+    assert all(isinstance(e, lg.LoRAFormatError) and e.code and str(e).isprintable() for e in loras.skipped)
+    named = [path for path in told(loras) if path.name != "adapter_config.json"] # a broken one is named for each file that it speaks of
+    assert len(named) == len({*named})
+    for path in folder.rglob("*"):
+        if path.suffix in {".safetensors", ".gguf", ".npz", ".bin", ".ckpt"} and path.is_file() and not path.is_symlink() and not formats._STATE.search(path.name):
+            weights = next((name for name in (*formats._WEIGHTS, "adapter_model.bin") if (path.parent/name).exists()), "")
+            same = path.name == weights or (path.name, weights) == ("adapter_model.bin", "adapter_model.safetensors") # which the folder's name stands for
+            assert {path} & {*named} or same and {path.parent, path.parent/weights} & {*named} or path.parent/"adapter_config.json" in told(loras), path
+        if path.name == "adapter_config.json": assert any(p.is_relative_to(path.parent) for p in told(loras)), path
+    for lora in loras: assert all(lora[m].dense().isfinite().all() for m in lora)
+
+def told(loras): return [lora.path for lora in loras] + [e.path for e in loras.skipped]
 
 def test_the_fuzz_got_past_the_first_check():
     print(f"\n{sum(SEEN.values()):,} mutated files: " + ", ".join(f"{code} {n:,}" for code, n in SEEN.most_common()))
