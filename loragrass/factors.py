@@ -55,6 +55,7 @@ class Size(NamedTuple):
     weight_shape:tuple # in the base
     transposed:bool=False
     low:bool=True # whether the rank is small by construction
+    groups:int=1 # of a convolution: see `LoRAUpdate`
 
 def _need(ok, text):
     if not ok: raise ValueError(text)
@@ -65,7 +66,7 @@ def _lora_size(down, up, mid=None):
     _need(math.prod(up[2:]) == 1, "up has a kernel, which only down may have")
     _need(mid is None or mid[:2] == (down[0], down[0]) and math.prod(down[2:]) == 1, "the middle tensor has another rank, or down a kernel of its own")
     kernel = down[2:] if mid is None else mid[2:]
-    return Size(up[0], down[0], down[1] * math.prod(kernel), (up[0], down[1], *kernel))
+    return Size(up[0], down[0], down[1] * math.prod(kernel), (up[0], down[1], *kernel), groups=groups)
 
 def _lora(down, up, mid=None):
     if mid is not None: down = torch.einsum("mn...,ni->mi...", mid.float(), down.float().flatten(1)) # Tucker (CP): the kernel's core folds into down

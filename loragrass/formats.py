@@ -35,6 +35,7 @@ class _Recipe(NamedTuple):
     scale:float = 1.0
     part:tuple|None = None # rows of a fused module that are this one
     approx:int|None = None # rank of an approximation, where there is no low rank
+    groups:int = 1
 
     def outline(self):
         "The update without numbers"
@@ -42,7 +43,7 @@ class _Recipe(NamedTuple):
         r = self.rank if self.approx is None else min(self.rank, self.approx)
         return self.update(*(torch.empty(shape, dtype=self.dtype, device="meta") for shape in ((m, r), (r, self.n))))
 
-    def update(self, up, down): return LoRAUpdate(up, down, self.scale, self.weight_shape, self.transposed)
+    def update(self, up, down): return LoRAUpdate(up, down, self.scale, self.weight_shape, self.transposed, self.groups)
 
 # %% ../nbs/03d_formats.ipynb #7909c7b1
 class _Updates(Mapping[str, LoRAUpdate]):
@@ -235,7 +236,7 @@ def _size(reading, raw, kind, keys):
     try: size = READERS[kind].measure({role: e.shape for role, e in entries.items()})
     except Exception as e: fail(f"{said()}: {e}. The file was put together wrongly; this module cannot be used", "E6")
     limits, rank = reading.file.limits, reading.options.approx_rank
-    if kind == "lora" and entries["up"].shape[1] < size.rank:
+    if size.groups > 1:
         if ".lora_B" not in keys["up"]: fail(f"{said()}: ranks {size.rank} and {entries['up'].shape[1]} differ. The file was put together wrongly; this module cannot be used", "E6")
         reading.issues.append(Issue("W6", raw, f"{raw} is a convolution with groups: its update is a convolution without them, as PEFT computes it beside the weight; it cannot be merged into it"))
     if not size.low and rank is None: fail(f"{kind} ({said()}) is not low rank. approx_rank=N makes an approximation (reports the loss)", "E10")
@@ -257,7 +258,7 @@ def _recipe(reading, raw, kind, keys):
     shape = size.weight_shape[::-1] if conv1d else size.weight_shape
     plain = kind in ("lora", "embedding", "mlx") and "mid" not in keys # factors as they are in the file; others are computed, in float32
     return _Recipe(kind, keys, size.m, size.rank, size.n, shape, conv1d or size.transposed, entries[keys["up"]].dtype if plain else torch.float32,
-        approx=None if size.low else reading.options.approx_rank)
+        approx=None if size.low else reading.options.approx_rank, groups=size.groups)
 
 # %% ../nbs/03d_formats.ipynb #46d44974
 def _stated(reading, key):

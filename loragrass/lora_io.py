@@ -58,6 +58,7 @@ class LoRAUpdate:
     scale:float # resolved once at reading
     weight_shape:tuple # shape of the weight in the base: (m, n) | (o, i, kh, kw) | (n, m) if transposed, as (vocabulary, dim)
     transposed:bool=False # the base holds (out, in) the other way round: Conv1D, embedding
+    groups:int=1 # of a convolution whose groups of outputs each read their own share of the ranks in a file; the update itself has none
 
     def __post_init__(self):
         for factor in ("up", "down"): object.__setattr__(self, factor, computable(getattr(self, factor)))

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from .formats import load
 from .factors import parse_key
 from .checks import caller_level, checked
@@ -25,10 +26,15 @@ def _factors(u, dtype, stated):
     "Factors whose product, times `stated(r)`, is the update"
     up, down = u.scale / stated(u.rank) * u.up.double(), u.down.double()
     if _least(u) == u.rank and all(torch.equal(t.to(dtype).double(), t) for t in (up, down)): return up.to(dtype), down.to(dtype)
-    U, S, Vh = u.svd()
-    if not len(S): return torch.zeros(len(up), 1, dtype=dtype), torch.zeros(1, down.shape[1], dtype=dtype)
-    root = (S / stated(len(S))).sqrt()
-    return (U * root).to(dtype), (root[:, None] * Vh).to(dtype)
+    svd = u.svd()
+    if not len(svd.S): return torch.zeros(len(up), 1, dtype=dtype), torch.zeros(1, down.shape[1], dtype=dtype)
+    up, down = _balanced(svd, len(svd.S), stated(len(svd.S)))
+    return up.to(dtype), down.to(dtype)
+
+def _balanced(svd, rank, scale):
+    "Factors of the strongest directions, for an update of this scale"
+    root = (svd.S[:rank] / abs(scale)).sqrt()
+    return svd.U[:, :rank] * root * math.copysign(1, scale), root[:, None] * svd.Vh[:rank]
 
 def _least(u): return min(u.rank, len(u.up), u.down.shape[1]) # more is never needed
 
@@ -48,8 +54,21 @@ def _factors_of_all(updates, dtype, ragged, states_alpha):
     (scale,) = scales if len(scales) == 1 else (1.0,)
     alpha = scale * rank if states_alpha and not ragged and scale > 0 and _holds(dtype, scale * rank) else float(rank)
     stated = (lambda r: alpha / r) if ragged and states_alpha else (lambda r: alpha / rank) # ragged: one alpha for all ranks, which is what diffusers assumes
-    pairs = {name: _factors(u, dtype, stated) for name, u in updates.items()}
-    return pairs if ragged else {name: (_pad(up, rank, 1), _pad(down, rank, 0)) for name, (up, down) in pairs.items()}, rank, alpha
+    def factors(u):
+        if u.groups > 1: return _factors_by_group(u, dtype)
+        up, down = _factors(u, dtype, stated)
+        return (up, down) if ragged else (_pad(up, rank, 1), _pad(down, rank, 0))
+    return {name: factors(u) for name, u in updates.items()}, rank, alpha
+
+def _factors_by_group(u, dtype):
+    "up (m, r / groups) and down (r, n) of a convolution with groups: a rank of its own, for zeros would have to go into each"
+    g, up, down = u.groups, u.scale * u.up.double(), u.down.double()
+    if up.shape[1] % g == 0 and not up.masked_fill(torch.block_diag(*torch.ones(g, len(up) // g, up.shape[1] // g)).bool(), 0).any(): # as it was read
+        return torch.cat([rows.chunk(g, 1)[i] for i, rows in enumerate(up.chunk(g))]).to(dtype), down.to(dtype)
+    parts = [LoRAUpdate(rows, down, 1.0, (len(rows), down.shape[1])).svd() for rows in up.chunk(g)]
+    rank = max(1, *(len(part.S) for part in parts))
+    pairs = [_balanced(part, rank, 1.0) for part in parts]
+    return torch.cat([_pad(up, rank, 1) for up, _ in pairs]).to(dtype), torch.cat([_pad(down, rank, 0) for _, down in pairs]).to(dtype)
 
 def _shaped(up, down, u):
     "With the kernel of a convolution, as its weight has it"
@@ -94,6 +113,8 @@ def _kohya(lora, updates, dtype, ragged):
     return tensors, _kohya_metadata(lora, rank, alpha), None
 
 def _with_alpha(updates, dtype, ragged):
+    if odd := [name for name, u in updates.items() if u.groups > 1]:
+        raise ValueError(f"{odd[0]}: PEFT shares the ranks of a convolution with groups out among them, for which kohya's files have no place; save it as peft")
     pairs, rank, alpha = _factors_of_all(updates, dtype, ragged, True)
     tensors = {}
     for name, (up, down) in pairs.items():
@@ -155,15 +176,11 @@ def _peft(lora, updates, dtype, ragged):
     pairs, rank, _ = _factors_of_all(updates, dtype, ragged, False)
     tensors, conv1d = {}, False
     for name, u in updates.items():
-        key, (up, down), groups = f"base_model.model.{name}", pairs[name], _groups(u)
-        if groups > 1: # a rank of its own, for zeros would have to go into each group
-            up, down = u.scale * u.up.double(), u.down.to(dtype)
-            pairs[name] = up, down
-            up = torch.cat([rows.chunk(groups, 1)[i] for i, rows in enumerate(up.chunk(groups))]).to(dtype)
+        key, (up, down) = f"base_model.model.{name}", pairs[name]
         if embedding := _is_embedding(name, u, source): tensors[f"{key}.lora_embedding_B"], tensors[f"{key}.lora_embedding_A"] = up, down
         else: tensors[f"{key}.lora_B.weight"], tensors[f"{key}.lora_A.weight"] = (up, down) if u.transposed else _shaped(up, down, u)
         conv1d = conv1d or u.transposed and not embedding
-    ranks = {f"^{re.escape(m)}": up.shape[1] for m, (up, _) in pairs.items() if up.shape[1] != rank}
+    ranks = {f"^{re.escape(m)}": len(down) for m, (_, down) in pairs.items() if len(down) != rank}
     kept = {k: source[k] for k in (*_KEPT, *(_BESIDE if lora.passthrough else ())) if source.get(k) is not None}
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(pairs), "fan_in_fan_out": conv1d, "use_rslora": False,
         "use_dora": False, "bias": "none",
@@ -177,15 +194,6 @@ def _is_embedding(name, u, config):
     "Conv1D and embeddings are both stored (in, out); the name tells, or a config without `fan_in_fan_out`, which models of Conv1D have"
     if not u.transposed or re.search(r"\bc_(?:attn|proj|fc)$", name): return False
     return bool(config) and not config.get("fan_in_fan_out") or is_embedding(name)
-
-def _groups(u):
-    "Groups of a convolution whose outputs each read their share of the ranks, as PEFT has it"
-    m, r = u.up.shape
-    for g in range(min(m, r) if len(u.weight_shape) > 2 else 1, 1, -1):
-        if m % g or r % g: continue
-        blocks = u.up.reshape(g, m // g, g, r // g).abs().amax((1, 3)) > 0
-        if torch.equal(blocks, torch.eye(g, dtype=torch.bool)): return g
-    return 1
 
 class Writer(NamedTuple):
     "A format that is written"
@@ -374,7 +382,7 @@ class Resized(NamedTuple):
 @checked
 def resize(
     lora:LoRA, # the adapter to make smaller
-    rank:int|None=None, # at most this many directions a module
+    rank:int|None=None, # at most this many directions a module, or one for each group of a convolution
     energy:float|None=None, # or as few as hold this share of a module's squared norm, in (0, 1]
 )->Resized:
     "Keep the strongest directions of each module"
@@ -382,11 +390,12 @@ def resize(
         raise ValueError(f"expected either a rank of at least 1 or an energy in (0, 1], got rank={rank}, energy={energy}")
     updates, lost, total = {}, {}, {}
     for m, u in lora.items():
-        U, S, Vh = u.svd()
-        share = S.square().cumsum(0)
-        k = rank if rank is not None else int((share < energy * share[-1:] * (1 - 1e-12)).sum()) + 1 # type: ignore[operator]
-        root = (S[:k] / abs(u.scale)).sqrt() if k else S[:0]
-        updates[m] = LoRAUpdate((U[:, :k] * root * math.copysign(1, u.scale)).float(), (root[:, None] * Vh[:k]).float(), u.scale, u.weight_shape, u.transposed)
-        lost[m], total[m] = float(S[k:].square().sum()), float(S.square().sum())
+        parts = [LoRAUpdate(rows, u.down, u.scale, (len(rows), u.down.shape[1])).svd() for rows in u.up.chunk(u.groups)]
+        squares = pad_sequence([S.square() for _, S, _ in parts], batch_first=True).sum(0)
+        share = squares.cumsum(0)
+        k = max(rank // u.groups, 1) if rank is not None else int((share < energy * share[-1:] * (1 - 1e-12)).sum()) + 1 # type: ignore[operator]
+        ups, downs = zip(*(_balanced(part, k, u.scale) for part in parts))
+        updates[m] = replace(u, up=torch.block_diag(*ups).float(), down=torch.cat(downs).float())
+        lost[m], total[m] = float(squares[k:].sum()), float(squares.sum())
     made = LoRA(updates, lora.name, lora.path, lora.format, lora.arch, lora.metadata, lora.config, lora.passthrough)
     return Resized(made, math.sqrt(sum(lost.values()) / (sum(total.values()) or 1)), {m: math.sqrt(lost[m] / (total[m] or 1)) for m in lost})

@@ -358,6 +358,34 @@ def test_a_convolution_with_groups_is_what_peft_computes(tmp_path, groups, made)
         lg.save(made(lora), tmp_path/"b")
         assert (peft.PeftModel.from_pretrained(base, tmp_path/"b")(x) - wanted).abs().max() < TOL * 10
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("make", [lambda a, b: lg.merge([a, b], [0.5, 0.5], "cat").lora, lambda a, b: lg.merge([a, b], [1, 1], "ties").lora, lambda a, b: lg.resize(a, rank=4).lora,
+    lambda a, b: lg.resize(a, energy=0.6).lora, lambda a, b: lg.resize(a, rank=1).lora, lambda a, b: lg.mean_lora([a, b], [1, 0]).lora], ids=["cat", "ties", "resize", "energy", "one", "a"])
+def test_what_is_made_of_convolutions_with_groups_is_what_peft_computes(tmp_path, groups, make):
+    torch.manual_seed(0)
+    base = Grouped(groups)
+    for name in "ab":
+        model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=8, lora_alpha=8, target_modules=["plain", "conv"], init_lora_weights=False))
+        model.save_pretrained(tmp_path/name)
+    made, x = make(*(quiet(tmp_path/name) for name in "ab")), torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        inner = base.plain(x) + torch.conv2d(x, made["plain"].dense())
+        wanted = base.conv(inner) + torch.conv2d(inner, made["conv"].dense())
+        lg.save(made, tmp_path/"c")
+        assert (peft.PeftModel.from_pretrained(base, tmp_path/"c")(x) - wanted).abs().max() < TOL * 10
+
+@pytest.mark.filterwarnings("ignore")
+def test_resize_of_a_convolution_with_groups_keeps_the_strongest_of_each(tmp_path):
+    model = peft.get_peft_model(Grouped(2), peft.LoraConfig(r=8, lora_alpha=8, target_modules=["conv"], init_lora_weights=False))
+    model.save_pretrained(tmp_path/"a")
+    lora = quiet(tmp_path/"a")
+    small, W = lg.resize(lora, rank=4), lora["conv"].dense().flatten(1).double()
+    best = torch.cat([(U[:, :2] * S[:2]) @ Vh[:2] for U, S, Vh in map(torch.linalg.svd, W.chunk(2))])
+    assert small.lora["conv"].rank == 4 and small.lora["conv"].groups == 2
+    assert (small.lora["conv"].dense().flatten(1) - best).abs().max() < TOL and abs(small.rel_errors["conv"] - (W - best).norm() / W.norm()) < TOL
+    with pytest.raises(ValueError, match="conv: PEFT shares the ranks .* save it as peft"): lg.save(lg.LoRA({"lora_unet_conv": lora["conv"]}), tmp_path/"k.safetensors", format="kohya")
+
 def test_mlx_goes_to_peft_with_its_embedding(tmp_path):
     torch.manual_seed(0)
     (tmp_path/"mlx").mkdir()

@@ -317,11 +317,11 @@ def test_8_bits_are_padded_where_torch_cannot_join_them(tmp_path, monkeypatch, f
         if any(t.dtype.itemsize == 1 for t in tensors): raise RuntimeError("cat of 8 bits")
         return cat(tensors, *args, **kwargs)
     updates = {f"unet.{m}": LoRAUpdate(torch.ones(8, r), torch.ones(r, 6), 1.0, (8, 6)) for m, r in (("mid_block.attentions.0.proj_in", 1), ("mid_block.attentions.0.proj_out", 2))}
-    updates["unet.mid_block.resnets.0.conv1"] = LoRAUpdate(torch.block_diag(torch.ones(4, 1), torch.ones(4, 1)), torch.ones(2, 6), 1.0, (8, 6))
+    updates["unet.mid_block.resnets.0.conv1"] = LoRAUpdate(torch.ones(8, 2), torch.ones(2, 54), 1.0, (8, 6, 3, 3))
     lora = lg.LoRA(updates, name="a", format="kohya", arch="sd15")
+    path = tmp_path/("a" if format == "peft" else "a.safetensors")
     with monkeypatch.context() as m:
         m.setattr(torch, "cat", old)
-        lg.save(lora, tmp_path/("a" if format == "peft" else "a.safetensors"), format, dtype=torch.float8_e4m3fn)
-    back = lg.load(tmp_path/("a" if format == "peft" else "a.safetensors"))
-    assert set(back) == set(updates)
-    for m, u in back.items(): assert torch.equal(u.dense().view(8, -1).float(), updates[m].dense().float())
+        lg.save(lora, path, format, dtype=torch.float8_e4m3fn)
+    back = lg.load(path)
+    for m, u in updates.items(): torch.testing.assert_close(back[m].dense().flatten(1), u.dense().flatten(1))
