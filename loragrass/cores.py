@@ -150,9 +150,9 @@ def _averaged(key, loras, weights):
     tensors = [lora.passthrough.get(key) for lora in loras]
     if any(t is None or t.shape != tensors[0].shape for t in tensors) or not weights.any(): return None
     if not tensors[0].is_floating_point(): return tensors[0] if all(torch.equal(t, tensors[0]) for t in tensors) else None
-    total = torch.zeros_like(tensors[0], dtype=torch.float64)
-    for w, t in zip(weights, tensors): total += w * t
-    return (total / weights.sum()).float()
+    blocks = zip(*(t.reshape(-1).split(1 << 22) for t in tensors)) # heads of gigabytes are not held in float64
+    means = [sum(w * b.double() for w, b in zip(weights, block)) / weights.sum() for block in blocks]
+    return torch.cat([mean.float() for mean in means]).reshape(tensors[0].shape)
 
 # %% ../nbs/04b_cores.ipynb #7c108c34
 _DIFFERENCE = re.compile(r".+\.(?:diff|diff_b|w_norm|b_norm)")

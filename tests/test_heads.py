@@ -95,6 +95,13 @@ def test_average_beside_of_half_precision_is_computed_in_more():
     tensors, _ = average_beside([big, big], {"q": torch.tensor([0.5, 0.5])})
     assert tensors[HEAD].dtype == torch.float32 and (tensors[HEAD] == 60000).all()
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+def test_heads_of_few_bits_have_the_mean_of_their_numbers(dtype):
+    torch.manual_seed(0)
+    heads = [torch.randn(3, 4).to(dtype) for _ in range(3)]
+    made = mean_lora([adapter(i, **{HEAD: t}) for i, t in enumerate(heads)], [0.5, 0.3, 0.2]).lora.passthrough[HEAD]
+    torch.testing.assert_close(made.double(), sum(w * t.double() for w, t in zip([0.5, 0.3, 0.2], heads)), atol=0, rtol=1e-7)
+
 # PEFT
 
 peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
