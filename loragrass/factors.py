@@ -19,12 +19,12 @@ from .module_names import unwrapped
 
 # %% ../nbs/03b_factors.ipynb #7742c522
 GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
-    ("lora", "down", r"lora_down\.weight|lora_A(?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.down\.weight|"
+    ("lora", "down", r"lora_down\.weight|lora_[aA](?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.down\.weight|"
      r"(?<=_lora\.)down\.weight|(?<=_lora[12]\.)down\.weight"),
-    ("lora", "up", r"lora_up\.weight|lora_B(?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.up\.weight|"
+    ("lora", "up", r"lora_up\.weight|lora_[bB](?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.up\.weight|"
      r"(?<=_lora\.)up\.weight|(?<=_lora[12]\.)up\.weight"),
     ("lora", "mid", r"lora_mid\.weight"),
-    ("any", "alpha", r"alpha"), ("any", "scale", r"scale"), ("any", "magnitude", r"\w*(?:dora|magnitude|wdecomp)\w*(?:\.[^.]+)?(?:\.weight)?|m"),
+    ("any", "alpha", r"alpha"), ("any", "scale", r"scale"), ("any", "magnitude", r"\w*(?:dora|magnitude|wdecomp|weight_decomp)\w*(?:\.[^.]+)?(?:\.weight)?|m"),
     ("embedding", "down", r"lora_embedding_A(?:\.[^.]+)?"), ("embedding", "up", r"lora_embedding_B(?:\.[^.]+)?"),
     ("adalora", "down", r"lora_A"), ("adalora", "up", r"lora_B"), ("adalora", "E", r"lora_E"),
     *[("loha", role, f"hada_{role}") for role in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")],
@@ -32,7 +32,7 @@ GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
     ("vera", "b", r"vera_lambda_b"), ("vera", "d", r"vera_lambda_d"), ("vera_shared", "A", r"vera_A"), ("vera_shared", "B", r"vera_B"),
     ("mlx", "down", r"lora_a"), ("mlx", "up", r"lora_b"),
     ("full difference", "", r"diff|diff_b|w_norm|b_norm|set_weight|reshape_weight"),
-    ("OFT", "", r"oft_(?:blocks|[rRsS])(?:\.[^.]+)?(?:\.weight)?"), ("BOFT", "", r"oft_diag|boft_[RrSs](?:\.[^.]+)?"),
+    ("OFT", "", r"oft_(?:blocks?|[rRsS])(?:[._]\w+)*"), ("BOFT", "", r"(?:oft_diag|boft_[RrSs])(?:[._]\w+)*"),
     ("IA3", "", r"ia3_l(?:\.[^.]+)?|on_input"), ("GLoRA", "", r"(?:a1|a2|b1|b2|bm)\.weight"),
 ]
 _KEY = re.compile(r"(.+?)\.(?:" + "|".join(f"(?P<_{i}>{tail})" for i, (_, _, tail) in enumerate(GRAMMAR)) + ")")

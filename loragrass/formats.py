@@ -218,8 +218,10 @@ def _stacked(reading, kind, keys, name):
     "Experts stacked in one parameter, as PEFT's `target_parameters` and MLX' switch layers, are no single update"
     if kind not in ("lora", "mlx") or not {"down", "up"} <= keys.keys(): return False
     down, up = (reading.file.entries[keys[role]].shape for role in ("down", "up"))
-    if len(down) == len(up) == 3: return down[0] == up[0] and down[1] == up[2] # (E, r, in) and (E, out, r)
-    if not (reading.config.get("target_parameters") or re.search(r"\bexperts(?:\.base_layer)?$", name)) or not down: return False
+    if not down or len(up) == 3 and up[2] == 1 and down[0] % up[1] == 0: return False # a convolution in one dimension
+    if len(down) == len(up) == 3 and down[0] == up[0]: return True # (E, r, in) and (E, out, r), or turned
+    if {len(down), len(up)} == {2, 3} and re.search(r"experts|switch_mlp", name): return True
+    if not (reading.config.get("target_parameters") or re.search(r"\bexperts(?:\.base_layer)?$", name)): return False
     return down[0] != by_pattern(reading.config.get("rank_pattern"), name, reading.config.get("r", 8), reading.tick)
 
 # %% ../nbs/03d_formats.ipynb #78308350
@@ -339,6 +341,9 @@ def _remarks(lora, reading)->Iterator[Issue]:
         yield Issue("W3", untold[0], f"alpha {reading.said:g} stands in the header only, which most clients ignore; read with scale {scale:g}. alpha=A or scale=S say another")
     elif untold and (has_alpha or lora.format.startswith(("kohya", "onetrainer", "lycoris", "bare"))):
         yield Issue("W3", untold[0], f"alpha missing in {len(untold)} of {len(lora)} modules: scale 1 assumed")
+    if isinstance(mlx := reading.config.get("lora_parameters"), dict) and "alpha" in mlx and lora.format == "mlx":
+        yield Issue("W3", "", f"lora_parameters names alpha {str(mlx['alpha'])[:20]} beside scale {mlx.get('scale')}: MLX of early 2024 multiplied the scale by alpha / rank; "
+            "read with the scale alone, as MLX does now. Correct it in the config if the adapter is older")
     if zero := [m for m, r in lora.updates.recipes.items() if not r.scale]:
         yield Issue("W3", zero[0], f"alpha is 0 in {len(zero)} of {len(lora)} modules: scale 0, as ComfyUI reads it; kohya's scripts take it for the rank")
     if wrapped := reading.wrapped:
@@ -376,8 +381,8 @@ def _add(reading, raw, roles):
 
 def _nothing(reading):
     if reading.bad: reading.fail(f"alpha is NaN or infinite in all of {len(reading.bad)} modules, first {reading.bad[0]}. Training diverged", "E4", reading.bad[0])
-    if reading.stacks:
-        reading.fail(f"{len(reading.stacks)} stacks of experts in one parameter (PEFT's target_parameters, MLX' switch layers), first {reading.stacks[0]}, and "
+    if stacks := reading.stacks or [key for key in reading.kept if re.search(r"\b(?:experts|switch_mlp)\b.*lora", key)]:
+        reading.fail(f"{len(stacks)} stacks of experts in one parameter (PEFT's target_parameters, MLX' switch layers), first {stacks[0]}, and "
             "nothing else is in this file; loragrass does not read them. Train the layers beside them, or merge the adapter into its base with PEFT or mlx-lm", "E10")
     if reading.foreign:
         reading.fail(f"{', '.join(reading.foreign)} is not low rank, and nothing else is in this file; loragrass reads LoRA, LoHa, LoKr, AdaLoRA and VeRA", "E10")
@@ -390,7 +395,7 @@ def _raw_shapes(reading):
     shapes = {}
     for raw, roles in reading.modules.items():
         kind = next((kind for kind, _ in roles if kind in READERS), None)
-        if kind is None or not re.search(r"(?:double|single)_(?:blocks|stream_mod)", raw): continue
+        if kind is None or not re.search(r"(?:double|single)_(?:blocks|stream_mod|transformer_blocks)", raw): continue
         try: size = READERS[kind].measure({role: reading.file.entries[key].shape for (k, role), key in roles.items() if k == kind})
         except Exception: continue # `_size` will say what is wrong
         shapes[raw] = size.m, size.n
@@ -416,7 +421,9 @@ def _format(reading, arch):
     naming = reading.namings.most_common(1)[0][0]
     words = [naming, *[k for k in reading.kinds if k not in ("lora", "embedding")]]
     if naming == "bare" and any(".lora_down." in key for key in reading.file): words.append("kohya")
-    if naming == "kohya" and arch not in ("sd15", "sd2") and any(raw.startswith("lora_te_") for raw in reading.modules): words.append("lora_te")
+    encoders = {m[0] for raw in reading.modules if (m := re.match(r"lora_te[23]?(?=_)", raw))}
+    if arch not in ("sd15", "sd2") and "lora_te" in encoders: words.append("lora_te")
+    if arch == "flux1" and "lora_te2" in encoders and "lora_te3" not in encoders: words.append("lora_te2") # T5, as OneTrainer counts
     return " ".join(words)
 
 def _read(path, options)->LoRA:

@@ -123,8 +123,9 @@ def split_rows(
 # %% ../nbs/03a_module_names.ipynb #48ed4238
 _WRAPPERS = "orig_mod|fsdp_wrapped_module|fpw_module|checkpoint_wrapped_module|forward_module"
 _DOTTED, _FLAT = re.compile(rf"(?<![^.])_(?:{_WRAPPERS})\."), re.compile(rf"(?<=[^_])__(?:{_WRAPPERS})(?=_)")
+_WRAPPED = re.compile(r"module|orig_mod|model\.base_model\.|^model\.diffusion_model\.") # most names are not
 _PARALLEL = [(re.compile(pattern), front) for pattern, front in ( # `module` is a word that a model may use itself: only in front
-    (r"^(?:module\.)+(?!lora_)|^(?:model|pretrained_model)\.(?=base_model\.model\.)", ""),
+    (r"^(?:module\.)+(?!lora_)|^(?:model|pretrained_model)\.(?=base_model\.model\.)|^model\.(?=diffusion_model\.)", ""),
     (r"^(base_model\.model\.|unet\.|transformer\.|text_encoder(?:_[23])?\.|diffusion_model\.)(?:module\.)+(?!lora_)", r"\1"),
     (r"^(lora_(?:unet|transformer|te[123]?)_|lycoris_)(?:module_)+", r"\1"))]
 
@@ -133,7 +134,7 @@ def unwrapped(
     name:str, # a module or a key, as its file spells it
 )->str:
     "The name that it has without what wrapped its modules in training"
-    if "module" not in name and "orig_mod" not in name and "model.base_model." not in name: return name
+    if not _WRAPPED.search(name): return name
     name = _DOTTED.sub("", name)
     if name.startswith(("lora_", "lycoris_")): name = _FLAT.sub("", name)
     for pattern, front in _PARALLEL: name = pattern.sub(front, name)
@@ -159,7 +160,12 @@ def _canonical(raw, arch):
 # %% ../nbs/03a_module_names.ipynb #48554f0d
 def _kohya_unet(name, _, arch):
     if (parts := _from_fused(name, arch)): return parts
-    if (path := _from_sgm(name) or dotted(name)): return _component(path) or _native(path)
+    if (path := _from_sgm(name) or dotted(name)) and (found := _component(path) or _native(path)): return found
+    return _outside(name, arch)
+
+def _outside(name, arch):
+    "What diffusers calls modules outside of the blocks, with underscores for dots"
+    return next((f"transformer.{inside}" for inside in _INSIDE.get(arch, {}) if inside.replace(".", "_") == name), None)
 
 def _component(path):
     "A path of a UNet or a transformer of diffusers, with its component in front"
@@ -187,8 +193,8 @@ _TE = {"": "", "1": "", "2": "_2", "3": "_3", "clip_l": "", "clip_g": "_2", "t5x
 _NAMINGS = [ # naming system, prefix, (rest, match) → canonical name or names
     ("kohya", r"lora_unet_", _kohya_unet),
     ("kohya", r"lora_te([123]?)_", lambda rest, m, _: _encoder(_TE[m[1]], dotted(rest))),
-    ("onetrainer", r"lora_transformer_", lambda rest, m, _: _component(dotted(rest) or "")),
-    ("lycoris", r"lycoris_", lambda rest, m, _: _component(dotted(rest) or "")),
+    ("onetrainer", r"lora_transformer_", lambda rest, m, arch: _component(dotted(rest) or "") or _outside(rest, arch)),
+    ("lycoris", r"lycoris_", lambda rest, m, arch: _component(dotted(rest) or "") or _outside(rest, arch)),
     ("peft", r"base_model\.model\.", lambda rest, m, _: _component(rest) or rest),
     ("comfy", r"text_encoders\.(clip_l|clip_g|t5xxl)\.transformer\.", lambda rest, m, _: _encoder(_TE[m[1]], rest)),
     ("bfl", r"diffusion_model\.", lambda rest, m, arch: _kohya_unet(rest.replace(".", "_"), m, arch) or _component(rest)),
@@ -277,6 +283,7 @@ def _in_flux(path, m, n):
 # %% ../nbs/03a_module_names.ipynb #69ea8b7a
 _RATIOS = {(r"linear1", 7.0): 1, (r"linear1", 9.0): 2, (r"linear2", 1 / 5): 1, (r"linear2", 1 / 4): 2, # end of the name, m / n: version
     (r"mlp_0", 4.0): 1, (r"mlp_0", 6.0): 2, (r"mlp_2", 1 / 4): 1, (r"mlp_2", 1 / 3): 2}
+_FLUX2_WORDS = r"_stream_modulation|to_qkv_mlp_proj$|single_transformer_blocks_\d+_attn_to_out$"
 
 def flux_version(
     shapes:Mapping[str, tuple], # module as its file spells it → (m, n)
@@ -284,8 +291,9 @@ def flux_version(
     "Which of the two models of one spelling, by the widths of the MLPs in a file"
     found = set()
     for raw, (m, n) in shapes.items():
-        own = re.search(r"(?:double|single)_blocks_\d+_(?:(?:img|txt)_)?(linear[12]|mlp_[02])$|_stream_modulation", raw.replace(".", "_"))
+        own = re.search(rf"(?:double|single)_blocks_\d+_(?:(?:img|txt)_)?(linear[12]|mlp_[02])$|{_FLUX2_WORDS}", raw.replace(".", "_"))
         if own: found.add(_RATIOS.get((own[1], m / n)) if own[1] else 2)
+        elif re.search(r"single_transformer_blocks_\d+_proj_mlp$", raw.replace(".", "_")): found.add(1 if m == 4 * n else None)
     return f"flux{found.pop()}" if found in ({1}, {2}) else "unknown"
 
 # %% ../nbs/03a_module_names.ipynb #ff2e22ae
@@ -312,11 +320,12 @@ def is_embedding(
     return re.match(r"(?:wte|wpe|shared)$|(?!embed_out|patch|time)\w*emb", name.rpartition(".")[2]) is not None
 
 # %% ../nbs/03a_module_names.ipynb #5e07ce5a
-_LANGUAGE = re.compile(r"(?:^|\.)(?:(?:layers|h|blocks)\.\d+\.(?:self_attn\.\w+_proj|self_attention|mlp|attn\.(?:c_|Wqkv|qkv_proj|out_proj)|attention\.(?:query_key_value|dense|w[qkvo]$|[qkvo]_proj))"
+_LANGUAGE = re.compile(r"(?:^|\.)(?:(?:layers|h|blocks)\.\d+\.(?:self_attn\.(?:\w+_proj|dense|W_pack|query_key_value)|self_attention|mlp|attn\.(?:c_|Wqkv|qkv_proj|out_proj)|attention\.(?:query_key_value|dense|w[qkvo]$|[qkvo]_proj))"
+    r"|layers\.\d+\.(?:attn\.(?:[qkv]_proj|output_proj)|encoder_attn|mixer|mamba|linear_attn|block_sparse_moe|fc[12]$)"
     r"|(?:layer|block)\.\d+\.(?:attention|crossattention|intermediate|output|layer)\.|embed_tokens$|lm_head$|wte$)")
 
 def is_language_model(
     raw:str, # a module as its file spells it
 )->bool:
     "Whether a bare name is one of a language model (or a vision transformer of its kind)"
-    return _LANGUAGE.search(raw) is not None and not re.match(r"lora_|lycoris_|unet\.|text_encoder|diffusion_model\.|transformer\.(?:layers|blocks)\.\d", raw)
+    return _LANGUAGE.search(raw) is not None and not re.match(r"lora_|lycoris_|unet\.|text_encoder|diffusion_model\.|transformer\.(?:layers|blocks)\.\d+\.(?!.*(?:Wqkv|query_key_value))", raw)

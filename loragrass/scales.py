@@ -211,7 +211,7 @@ def config_scale(
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 # %% ../nbs/03c_scales.ipynb #08ac4396
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "loraga")
+_CHANGED_BASE = r"pissa|olora|corda|loftq|lora[_-]?ga|milora"
 _STRANGE = ("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "use_kasa", "kasa_config")
 
 def check_config(
@@ -221,11 +221,11 @@ def check_config(
     "Refuse what makes the adapter something else than scale · B · A on the base, and values of the wrong type"
     kind, start = str(config.get("peft_type", "LORA")).removeprefix("PeftType."), str(config.get("init_lora_weights", "")).lower()
     if kind not in ("LORA", "ADALORA", "VERA", "LOHA", "LOKR"): fail(f"peft_type {kind[:40]} is not low rank; loragrass reads LORA, ADALORA, VERA, LOHA and LOKR", "E10")
-    if start.startswith(_CHANGED_BASE):
+    if re.search(_CHANGED_BASE, start):
         convert = ("convert it first with PEFT: load it on the base that it was trained with and call model.save_pretrained(folder, "
             "path_initial_model_for_weight_conversion=…) with the adapter as it was before training; that writes a plain LoRA of twice the rank")
         merge = "it was trained beside a quantized base, to which no other adapter belongs; merge it into that base with PEFT"
-        fail(f"init_lora_weights={start[:40]}: this adapter changes the base model; {merge if start == 'loftq' else convert}", "E12")
+        fail(f"init_lora_weights={start[:40]}: this adapter changes the base model; {merge if 'loftq' in start else convert}", "E12")
     if odd := [f for f in _STRANGE if config.get(f)]: fail(f"{', '.join(odd)}: the update is not scale · B · A on the base; loragrass cannot read it. Merge it into its base with PEFT", "E12")
     patterns = [config.get(f) or {} for f in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(p, dict) for p in patterns): fail("rank_pattern and alpha_pattern must map names to numbers. Correct them in the config", "E11")
@@ -261,8 +261,18 @@ def header_configs(
 def header_alpha(
     metadata:Mapping[str, str], # of the header
 )->float|None: # None where it names none, or several
-    "`lora_alpha`, `network_alpha` or `alpha` of the header, also of one component (`transformer.lora_alpha`), or kohya's `ss_network_alpha`"
-    said = {v for k, v in metadata.items() if re.fullmatch(r"(?:\w+\.)?(?:(?:lora|network|ss_network)_)?alpha", k)}
+    "`lora_alpha`, `network_alpha` or `alpha` of the header, of one component (`transformer.lora_alpha`) or in JSON too, or kohya's `ss_network_alpha`"
+    said = set(_alphas(metadata))
     try: alpha = float(said.pop()) if len(said) == 1 else math.nan
     except ValueError: return None
     return alpha if 0 < alpha <= 1e6 else None
+
+def _alphas(said, deep=0):
+    "What stands under the names of alpha, in objects within objects"
+    for name, value in said.items():
+        if isinstance(value, str) and value.startswith("{"):
+            try: value = json.loads(value)
+            except (ValueError, RecursionError): continue
+        if isinstance(value, dict):
+            if deep < 3: yield from _alphas(value, deep + 1)
+        elif re.fullmatch(r"(?:\w+\.)?(?:(?:lora|network|ss_network|linear)_?)?alpha", str(name), re.IGNORECASE): yield str(value)

@@ -108,6 +108,7 @@ def _kohya(lora, updates, dtype, ragged):
     prefix = _PREFIX.get((words or [""])[0], "lora_unet_")
     def spelled(module):
         if "lora_te" in words: module = re.sub(r"^lora_te1_", "lora_te_", module)
+        if "lora_te2" in words: module = re.sub(r"^lora_te3_", "lora_te2_", module)
         return re.sub(r"^lora_unet_(?=(?:single_)?transformer_blocks_)", prefix, module)
     tensors, rank, alpha = _with_alpha({spelled(m): u for m, u in _own(lora, updates, kohya_modules, "kohya").items()}, dtype, ragged)
     return tensors, _kohya_metadata(lora, rank, alpha), None

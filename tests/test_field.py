@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 import loragrass as lg
 from loragrass.formats import find_adapters
 from loragrass.lora_io import TensorFile
-from loragrass.module_names import canonical, kohya_modules
+from loragrass.module_names import canonical, is_language_model, kohya_modules
 from lora_files import kohya, peft_folder
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -42,6 +42,8 @@ WRAPPED = {
     "unet.module.mid_block.attentions.0.proj_in": "unet.mid_block.attentions.0.proj_in",
     "transformer._orig_mod.transformer_blocks.0.attn.to_q": "transformer.transformer_blocks.0.attn.to_q",
     "diffusion_model._orig_mod.blocks.0.self_attn.q": "diffusion_model.blocks.0.self_attn.q",
+    "model.diffusion_model.blocks.0.self_attn.q": "diffusion_model.blocks.0.self_attn.q",
+    "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q": "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
     "lora_unet__orig_mod_mid_block_attentions_0_proj_in": "unet.mid_block.attentions.0.proj_in",
     "lora_unet_mid_block_attentions_0__checkpoint_wrapped_module_proj_in": "unet.mid_block.attentions.0.proj_in",
     "lora_unet_module_mid_block_attentions_0_proj_in": "unet.mid_block.attentions.0.proj_in",
@@ -101,10 +103,21 @@ def test_a_text_encoder_keeps_its_prefix(tmp_path, prefix, unet):
         assert set(load_file(tmp_path/"b.safetensors")) == set(t)
         assert set(quiet(tmp_path/"b.safetensors")) == set(lora)
 
+@pytest.mark.parametrize("number", [2, 3]) # OneTrainer's and sd-scripts' for T5
+@pytest.mark.parametrize("unet", ["lora_unet_double_blocks_0_img_attn_proj", "lora_transformer_single_transformer_blocks_0_proj_mlp"])
+def test_the_second_text_encoder_of_flux_keeps_its_number(tmp_path, number, unet):
+    t = pair(unet, 48, 12, tails="du") | pair(f"lora_te{number}_encoder_block_0_layer_0_SelfAttention_q", tails="du")
+    lora = quiet(file(tmp_path/"a.safetensors", t))
+    assert lora.arch == "flux1" and "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q" in lora
+    lg.save(lg.mean_lora([lora, lora]).lora, tmp_path/"b.safetensors")
+    assert {k for k in t if "te" in k.split("_")[1]} <= set(load_file(tmp_path/"b.safetensors"))
+
 # scales that are lost, nowhere, or nonsense
 
 LANGUAGE = [Q, "transformer.h.0.attn.c_attn", "bert.encoder.layer.0.attention.self.query", "gpt_neox.layers.0.attention.query_key_value", "model.layers.3.mlp.gate_proj",
-    "encoder.block.0.layer.0.SelfAttention.q", "model.decoder.layers.0.self_attn.v_proj", "transformer.h.0.self_attention.query_key_value", "language_model.model.layers.0.mlp.up_proj"]
+    "encoder.block.0.layer.0.SelfAttention.q", "model.decoder.layers.0.self_attn.v_proj", "transformer.h.0.self_attention.query_key_value", "language_model.model.layers.0.mlp.up_proj",
+    "layers.0.attn.q_proj", "layers.3.attn.output_proj", "transformer.blocks.0.attn.Wqkv", "model.layers.0.self_attn.W_pack", "model.layers.0.self_attn.dense", "backbone.layers.0.mixer.in_proj",
+    "model.decoder.layers.0.encoder_attn.q_proj", "model.layers.0.linear_attn.in_proj_qkvz", "model.layers.0.block_sparse_moe.gate"]
 
 @pytest.mark.parametrize("tail", ["", ".default"])
 @pytest.mark.parametrize("name", LANGUAGE)
@@ -116,8 +129,16 @@ def test_a_language_model_without_its_config_has_no_scale(tmp_path, name, tail):
     assert lora[name].scale == 2
     assert quiet(lg.save(lora, tmp_path/"b").path)[name].norm() == pytest.approx(lora[name].norm(), rel=1e-5)
 
+@pytest.mark.parametrize("name", ["transformer.blocks.0.attn1.to_q", "transformer.layers.0.attn.to_q", "blocks.0.attn.qkv", "unet.mid_block.attentions.0.proj_in"])
+def test_names_of_pictures_models_are_no_language_models(name): assert not is_language_model(name)
+
+def test_torchtunes_names_are_read(tmp_path):
+    A, B = torch.randn(4, 12), torch.randn(10, 4)
+    path = file(tmp_path/"a.safetensors", {"layers.0.attn.q_proj.lora_a.weight": A, "layers.0.attn.q_proj.lora_b.weight": B})
+    torch.testing.assert_close(quiet(path, alpha=8)["layers.0.attn.q_proj"].dense(), 2 * B @ A)
+
 def test_bare_numbered_names_say_that_scale_1_is_assumed(tmp_path):
-    with pytest.warns(UserWarning, match="scale 1 assumed"): lg.load(file(tmp_path/"a.safetensors", pair("backbone.layers.0.mixer.in_proj")))
+    with pytest.warns(UserWarning, match="scale 1 assumed"): lg.load(file(tmp_path/"a.safetensors", pair("backbone.0.mixer")))
 
 @pytest.mark.parametrize("header", [False, True])
 def test_a_lora_alpha_of_zero_says_nothing(tmp_path, header):
@@ -152,6 +173,8 @@ def test_an_alpha_that_diverged_is_left_out_on_request(tmp_path, bad):
     with pytest.raises(lg.LoRAFormatError, match="all of 2 modules"): lg.load(path, drop_bad=True)
 
 SAID = [({"lora_alpha": "8"}, 8), ({"network_alpha": "8.0"}, 8), ({"alpha": "8", "rank": "4"}, 8), ({"transformer.lora_alpha": "8", "transformer.r": "4"}, 8), ({"ss_network_alpha": "8"}, 8),
+    ({"LoRA_alpha": "8"}, 8), ({"networkAlpha": "8"}, 8), ({"lora_config": '{"r": 4, "lora_alpha": 8}'}, 8), ({"training": '{"network": {"linear_alpha": 8.0, "linear": 4}}'}, 8),
+    ({"a": '{"alpha": {"alpha": 8}}', "b": '{"alpha'}, 8), ({"a": '{"alpha": 8}', "lora_alpha": "4"}, None), ({"a": '{"alpha": true}'}, None), ({"a": '{"a":' * 5000}, None),
     ({"alpha": "Dynamic"}, None), ({"a.lora_alpha": "8", "b.lora_alpha": "4"}, None), ({"alpha": "nan"}, None), ({"alpha": "1" * 5000}, None)]
 
 @pytest.mark.parametrize("metadata, alpha", SAID)
@@ -178,7 +201,7 @@ def test_lokr_of_two_whole_factors_has_no_use_for_alpha(tmp_path, alpha, dtype):
 # DoRA and its kin, by every name
 
 @pytest.mark.parametrize("tail", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.default", "lora_magnitude_vector.default.weight", "magnitude", "magnitude.weight", "m",
-    "weight_m_wdecomp.weight", "dora_magnitude", "lora_magnitude"])
+    "weight_m_wdecomp.weight", "weight_decomp", "dora_magnitude", "lora_magnitude"])
 def test_dora_by_every_name(tmp_path, tail):
     name = "diffusion_model.blocks.0.self_attn.q"
     path = file(tmp_path/"a.safetensors", pair(name) | {f"{name}.{tail}": torch.rand(10) + 1})
@@ -193,6 +216,7 @@ def test_dora_that_only_a_config_tells(tmp_path):
         assert e.value.code == "E9" and list(quiet(path, ignore_magnitude=True)) == [Q]
 
 OTHERS = {"oft_unet_single_blocks_6_linear2.oft_blocks.0": "OFT", "lora_unet_mid.oft_blocks": "OFT", "base_model.model.q.oft_R.default.weight": "OFT", "base_model.model.q.oft_r": "OFT",
+    "lora_unet_mid.oft_blocks_3": "OFT", "lora_unet_mid.oft_block.0": "OFT", "base_model.model.q.oft_R.0.weight": "OFT", "lora_unet_mid.oft_diag.0": "BOFT", "base_model.model.q.boft_R.default.0": "BOFT",
     "base_model.model.q.boft_R": "BOFT", "base_model.model.q.ia3_l.default": "IA3"}
 
 @pytest.mark.parametrize("key", OTHERS)
@@ -201,7 +225,7 @@ def test_what_is_not_low_rank_is_called_by_its_name(tmp_path, key):
     with pytest.raises(lg.LoRAFormatError, match=f"^.*: {OTHERS[key]} is not low rank") as e: lg.load(path)
     assert e.value.code == "E10"
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "lora_ga", "loftq"])
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "lora_ga", "loftq", "LoRA-GA", "OLoRA", "InitLoraWeights.PISSA", "milora"])
 def test_an_adapter_that_changed_its_base_says_how_to_convert_it(tmp_path, start):
     with pytest.raises(lg.LoRAFormatError) as e: lg.load(peft_folder(tmp_path/"a", pair(f"base_model.model.{Q}"), r=4, lora_alpha=8, init_lora_weights=start))
     assert e.value.code == "E12" and ("merge it into that base" if start == "loftq" else "path_initial_model_for_weight_conversion") in e.value.text
@@ -231,6 +255,29 @@ def test_peft_experts_only(tmp_path, config):
     with pytest.raises(lg.LoRAFormatError, match="stacks of experts") as e: lg.load(peft_folder(tmp_path/"a", pair(name, r=24), r=8, lora_alpha=8, **config))
     assert e.value.code == "E10"
 
+STACKS = { # (E, r, in) and (E, out, r), or turned, or flat; E of 8, r of 4
+    "as MLX": {"lora_a": (8, 4, 16), "lora_b": (8, 24, 4)}, "of r experts": {"lora_a": (4, 4, 16), "lora_b": (4, 24, 4)}, "turned": {"lora_a": (8, 16, 4), "lora_b": (8, 4, 24)},
+    "half flat": {"lora_a": (32, 16), "lora_b": (8, 24, 4)}, "of PEFT": {"lora_A.weight": (8, 4, 16), "lora_B.weight": (8, 24, 4)},
+    "of PEFT, turned": {"lora_A.weight": (8, 16, 4), "lora_B.weight": (8, 4, 24)}, "in one name": {"lora_gate_a": (8, 16, 4), "lora_gate_b": (8, 4, 24)}, "parameters": {"lora_A": (8, 16, 4), "lora_B": (8, 4, 24)}}
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("module", ["model.layers.0.mlp.experts", "model.layers.0.mlp.switch_mlp.up_proj"])
+def test_stacks_of_experts_by_any_order(tmp_path, stack, module):
+    t = {f"{module}.{role}": torch.ones(shape) for role, shape in STACKS[stack].items()}
+    with pytest.raises(lg.LoRAFormatError, match="stacks of experts") as e: lg.load(file(tmp_path/"a.safetensors", t), alpha=8)
+    assert e.value.code == "E10"
+    lora = quiet(file(tmp_path/"b.safetensors", t | pair(Q)), alpha=8)
+    assert list(lora) == [Q] and set(lora.passthrough) == set(t)
+
+@pytest.mark.parametrize("down, up", [((4, 16, 3), (8, 4, 1)), ((8, 16, 3), (8, 4, 1)), ((12, 12, 3), (12, 1, 1))])
+def test_convolutions_in_one_dimension_are_no_experts(tmp_path, down, up):
+    u = quiet(peft_folder(tmp_path/"a", {"base_model.model.c.lora_A.weight": torch.ones(down), "base_model.model.c.lora_B.weight": torch.ones(up)}, r=down[0], lora_alpha=8))["c"]
+    assert u.weight_shape == (up[0], *down[1:]) and u.groups == down[0] // up[1]
+
+def test_two_words_for_the_scale_of_mlx_are_said(tmp_path):
+    path = mlx(tmp_path/"a", {f"{Q}.lora_a": torch.randn(12, 4), f"{Q}.lora_b": torch.randn(4, 10)}, lora_parameters={"rank": 4, "alpha": 16, "scale": 10.0})
+    with pytest.warns(UserWarning, match="alpha 16 beside scale 10.0"): assert lg.load(path)[Q].scale == 10
+
 # bare names go back as they came
 
 @pytest.mark.parametrize("tails", ["AB", "du"])
@@ -257,6 +304,22 @@ def test_flux_embedders_go_back(tmp_path, block, h, arch, embedder, front):
     lg.save(lora, tmp_path/"b.safetensors")
     assert {k.removeprefix("diffusion_model.") for k in load_file(tmp_path/"b.safetensors")} == {k.removeprefix(front) for k in t}
     if arch in embedder or "x_" in embedder: assert embedder in lg.load(lg.save(lora, tmp_path/"c.safetensors", format="diffusers").path)
+
+H = 12
+FLUX2 = {"transformer_blocks.0.attn.to_q": (H, H), "transformer_blocks.0.ff.linear_in": (6 * H, H), "single_transformer_blocks.0.attn.to_qkv_mlp_proj": (9 * H, H),
+    "single_transformer_blocks.0.attn.to_out": (H, 4 * H), "double_stream_modulation_img.linear": (6 * H, H), "x_embedder": (H, 8), "time_guidance_embed.timestep_embedder.linear_1": (H, 16)}
+FLUX1 = {"transformer_blocks.0.attn.to_q": (H, H), "single_transformer_blocks.0.proj_mlp": (4 * H, H), "x_embedder": (H, 8), "time_text_embed.text_embedder.linear_2": (H, H)}
+
+@pytest.mark.parametrize("arch, modules", [("flux1", FLUX1), ("flux2", FLUX2)])
+@pytest.mark.parametrize("front", ["transformer.", "", "lora_transformer_", "lycoris_", "lora_unet_", "diffusion_model."])
+def test_diffusers_names_of_flux_behind_any_prefix(tmp_path, arch, modules, front):
+    flat = front.endswith("_")
+    t = {k: v for m, (rows, columns) in modules.items() for k, v in pair(front + (m.replace(".", "_") if flat else m), rows, columns, tails="du" if flat else "AB").items()}
+    lora = quiet(file(tmp_path/"a.safetensors", t))
+    assert lora.arch == arch and set(lora) == {f"transformer.{m}" for m in modules}
+    for format in ("diffusers", "kohya", "bfl"):
+        back = quiet(lg.save(lora, tmp_path/f"{format}.safetensors", format=format).path)
+        for m in lora: torch.testing.assert_close(back[m].dense(), lora[m].dense(), atol=1e-4, rtol=1e-4)
 
 # folders
 
