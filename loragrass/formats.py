@@ -506,7 +506,9 @@ def find_adapters(
     return found, skipped
 
 _STATE = re.compile(r"optimizer|scheduler|scaler|rng_state|random_states|training_args|(?:mp|zero_pp)_rank|model_states|optim_states")
-_OTHERS = {".gguf": "a GGUF file of llama.cpp, which loragrass does not read; name the PEFT folder that it was made from",
+_RESUME = re.compile(r"random_states_\d+\.pkl|optimizer\.(?:bin|pt)") # of accelerate, which writes the adapter a second time as model.safetensors
+_LLAMA = "file of llama.cpp, which loragrass does not read; name the PEFT folder that it was made from"
+_OTHERS = {".gguf": f"a GGUF {_LLAMA}", ".ggml": f"a GGML {_LLAMA}",
     ".npz": "a NumPy archive, as old MLX wrote its adapters; load it with MLX and save it as adapters.safetensors"}
 
 def _below(folder, most):
@@ -530,13 +532,16 @@ def _below(folder, most):
             if left := re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name): skip("left behind by a save that was cut off; delete it", path)
             if left: folders.remove(path.name)
         folders.sort()
+        resumed = any(map(_RESUME.fullmatch, files))
         for path in sorted(here/name for name in files):
-            suffix = path.suffix.lower()
+            suffix = ".ggml" if path.name.startswith("ggml") else path.suffix.lower()
             if path.name == weights or path.name == "adapter_model.bin" and weights == "adapter_model.safetensors": continue # the same, as a pickle
-            if suffix in _PICKLES and not (here in within and _STATE.search(path.name)): skipped.append(_pickled(path))
+            if suffix in _PICKLES:
+                if not ((here in within or resumed) and _STATE.search(path.name)): skipped.append(_pickled(path))
             elif suffix in _OTHERS: skip(_OTHERS[suffix], path)
             elif suffix == ".safetensors":
                 if _STATE.search(path.name): skip("training state, by its name; rename it if it is an adapter", path)
+                elif resumed and path.name == "model.safetensors": skip("training state, by what lies beside it; name the file itself to read it", path)
                 elif leaves(path): skip("a link that leaves the folder; name the file itself to read it", path)
                 elif whole and not _NUMBERED.fullmatch(path.name): skip("lies beside the weights of an adapter and is not read with them; name the file itself to read it", path)
                 else: found.append(path)

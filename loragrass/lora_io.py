@@ -401,7 +401,7 @@ def _entry(key, value, offset, limits, fail):
         fail(f"{key[:256]!r} is no name of a tensor: it is too long, or holds path or control characters", key=key)
     try: name, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
     except (TypeError, KeyError, ValueError): name, shape, start, end = None, None, 0, 0
-    if type(name) is not str or type(shape) is not list or len(value) > 3 or not all(type(x) is int for x in (start, end, *shape)):
+    if type(name) is not str or type(shape) is not list or len(value) > 3 or not {int}.issuperset(map(type, (start, end, *shape))):
         return fail(f"{key}: expected dtype, shape and data_offsets, got {str(value)[:100]}", key=key)
     if name not in DTYPES: fail(f"{key}: dtype {name[:40]} is unknown; known are {', '.join(DTYPES)}; save it anew in one of those", key=key, advice="")
     if len(shape) > limits["ndim"]:

@@ -356,6 +356,22 @@ def test_checkpoints_of_mlx_and_by_file_name(tmp_path):
     assert [x.name for x in loras] == ["mlx", "0000100_adapters"] and [x[Q].scale for x in loras] == [5, 5]
     assert "ink-checkpoint-100.safetensors" in names(find_adapters(tmp_path))[0]
 
+def test_what_a_training_goes_on_from_is_no_second_adapter(tmp_path):
+    "accelerate writes the adapter again as model.safetensors, beside the state of its optimizer"
+    (state := tmp_path/"style-000002-state").mkdir()
+    for path in (tmp_path/"style-000002.safetensors", state/"model.safetensors", tmp_path/"model.safetensors"): save_file(kohya((9, 8)), path)
+    for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"): (state/name).write_bytes(b"PK")
+    found, skipped = names(find_adapters(tmp_path))
+    assert found == ["model.safetensors", "style-000002.safetensors"] and list(skipped) == ["model.safetensors"] and "training state" in skipped["model.safetensors"]
+    assert list(lg.load(state/"model.safetensors"))
+
+def test_files_of_llama_cpp_are_named(tmp_path):
+    peft_folder(tmp_path/"a", pair(f"base_model.model.{Q}"), r=4, lora_alpha=8)
+    lying = ["a.gguf", "A.GGUF", "ggml-adapter-model.bin", "lora.ggml"]
+    for name in lying: (tmp_path/"a"/name).write_bytes(b"GGUF")
+    found, skipped = names(find_adapters(tmp_path))
+    assert found == ["a"] and set(skipped) == set(lying) and all("llama.cpp" in text for text in skipped.values())
+
 def test_folders_that_are_named_beside_others_mean_themselves(tmp_path):
     for run in "ab":
         peft_folder(tmp_path/run, pair(f"base_model.model.{Q}"), r=4, lora_alpha=8)

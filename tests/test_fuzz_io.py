@@ -175,7 +175,7 @@ def adapter_files():
     config = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}).encode()
     weights = [save(pair), save(wide), save({k: t.to(FP8[0]) for k, t in pair.items()}), SEEDS[0], b"", b"<html>", save(pair)[:-3]]
     return {"adapter_model.safetensors": weights, "adapter_config.json": [config, config, b"{", b"[]", b'{"peft_type": "IA3"}'], "adapters.safetensors": weights,
-        "0000100_adapters.safetensors": weights, "pytorch_lora_weights.safetensors": weights, "style.safetensors": weights, "optimizer.safetensors": weights, "a.gguf": [b"GGUF"],
+        "0000100_adapters.safetensors": weights, "pytorch_lora_weights.safetensors": weights, "style.safetensors": weights, "model.safetensors": weights, "random_states_0.pkl": [b"\x80\x02"], "optimizer.safetensors": weights, "a.gguf": [b"GGUF"], "b.ggml": [b"ggla"],
         "adapters.npz": [b"PK"], "adapter_model.bin": [b"\x80\x02"], "optimizer.pt": [b"\x80\x02"], "training_args.bin": [b"\x80\x02"], "epoch.ckpt": [b"\x80\x02"],
         "README.md": [b"# me"], "trainer_state.json": [b"{}"], "new\nline.safetensors": weights}
 
@@ -202,7 +202,7 @@ def test_nothing_in_a_folder_is_passed_over_in_silence(tmp_path_factory, files, 
     named = [path for path in told(loras) if path.name != "adapter_config.json"] # a broken one is named for each file that it speaks of
     assert len(named) == len({*named})
     for path in folder.rglob("*"):
-        if path.suffix in {".safetensors", ".gguf", ".npz", ".bin", ".ckpt"} and path.is_file() and not path.is_symlink() and not formats._STATE.search(path.name):
+        if path.suffix in {".safetensors", ".gguf", ".ggml", ".npz", ".bin", ".ckpt"} and path.is_file() and not path.is_symlink() and not formats._STATE.search(path.name):
             weights = next((name for name in (*formats._WEIGHTS, "adapter_model.bin") if (path.parent/name).exists()), "")
             same = path.name == weights or (path.name, weights) == ("adapter_model.bin", "adapter_model.safetensors") # which the folder's name stands for
             assert {path} & {*named} or same and {path.parent, path.parent/weights} & {*named} or path.parent/"adapter_config.json" in told(loras), path
