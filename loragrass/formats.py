@@ -409,16 +409,23 @@ def _check_dora(reading):
             "ignore_magnitude=True treats it as plain LoRA (changes the result)", "E9")
 
 def _name_the_rest(reading):
-    "Bare names among those of a model are of that model, as Flux' img_in"
-    naming = reading.namings.most_common(1)[0][0]
+    "Bare names among those of a model are of that model, as Flux' img_in, if they name no other part of its pipeline"
+    naming = _naming(reading)
     prefix = "diffusion_model." if naming == "bfl" else "transformer." if naming == "diffusers" and any(m.startswith("transformer.") for m in reading.recipes) else ""
-    for raw in [raw for raw in reading.recipes if prefix and canonical(raw, reading.version) == ("bare", [raw])]:
+    for raw in [raw for raw in reading.recipes if prefix and canonical(raw, reading.version) == ("bare", [raw]) and not _PARTS.match(raw)]:
         _put(reading, raw, prefix + raw, reading.recipes.pop(raw))
+
+_PARTS = re.compile(r"(?:text_encoder|transformer|unet|vae|image_encoder|controlnet|prior|connectors|clip|t5)\w*\.")
+
+def _naming(reading):
+    "Of most keys; bare names may stand beside any"
+    named = Counter({naming: n for naming, n in reading.namings.items() if naming != "bare"})
+    return (named or reading.namings).most_common(1)[0][0]
 
 def _format(reading, arch):
     "The naming of most keys, kinds beside LoRA, and what of the spelling the canonical names do not hold"
     if any(kind.startswith("mlx") for kind in reading.kinds): return "mlx"
-    naming = reading.namings.most_common(1)[0][0]
+    naming = _naming(reading)
     words = [naming, *[k for k in reading.kinds if k not in ("lora", "embedding")]]
     if naming == "bare" and any(".lora_down." in key for key in reading.file): words.append("kohya")
     encoders = {m[0] for raw in reading.modules if (m := re.match(r"lora_te[23]?(?=_)", raw))}

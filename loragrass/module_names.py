@@ -328,4 +328,4 @@ def is_language_model(
     raw:str, # a module as its file spells it
 )->bool:
     "Whether a bare name is one of a language model (or a vision transformer of its kind)"
-    return _LANGUAGE.search(raw) is not None and not re.match(r"lora_|lycoris_|unet\.|text_encoder|diffusion_model\.|transformer\.(?:layers|blocks)\.\d+\.(?!.*(?:Wqkv|query_key_value))", raw)
+    return _LANGUAGE.search(raw) is not None and not re.match(r"lora_|lycoris_|unet\.|text_encoder|clip_|t5xxl|diffusion_model\.|transformer\.(?:layers|blocks)\.\d+\.(?!.*(?:Wqkv|query_key_value))", raw)

@@ -237,7 +237,7 @@ def check_config(
     for least, said, numbers in ((1, "a number of at least 1", ranks), (-1e9, "a number", alphas)):
         for name, x in numbers:
             if isinstance(x, bool) or not isinstance(x, (int, float)) or not least <= x < 1e9:
-                fail(f"{name[:80]} should be {said}, it is {str(x)[:40]}. Correct it in the config", "E11")
+                fail(f"{name[:80]} should be {said}, it is {repr(x)[:40]}. Correct it in the config", "E11")
     for pattern in [p for each in patterns for p in each]:
         try: pattern_of(pattern)
         except ValueError as e: fail(f"{e}. Correct it in the config", "E14")

@@ -99,7 +99,11 @@ def _own(lora, updates, modules, format):
     if odd and lora.arch not in FUSED and home_format(lora) not in ("kohya", "bfl"):
         raise ValueError(f"{odd}: its name in a {format} file depends on the base model, which is not certain (arch {lora.arch!r}). "
             "Set lora.arch = 'flux1' if it is Flux; otherwise save it as diffusers")
-    return {name: updates[parts[0]] if len(parts) == 1 else _fused(updates, parts, lora.shapes) for name, parts in modules(updates, lora.arch).items()}
+    bare = {m: u for m, u in updates.items() if home_format(lora) == format and _is_bare(m)} # which came like this
+    own = modules([m for m in updates if m not in bare], lora.arch)
+    return bare | {name: updates[parts[0]] if len(parts) == 1 else _fused(updates, parts, lora.shapes) for name, parts in own.items()}
+
+def _is_bare(module): return canonical(module) == ("bare", [module])
 
 _PREFIX = {"onetrainer": "lora_transformer_", "lycoris": "lycoris_"} # theirs, where a transformer is not known to have names of its own
 
@@ -143,7 +147,8 @@ def _plain(lora, updates, dtype, ragged):
     return tensors, {"format": "pt"}, None
 
 def _diffusers(lora, updates, dtype, ragged):
-    if odd := [m for m, u in updates.items() if u.transposed or not re.match(r"(?:unet|transformer|text_encoder(?:_[23])?)\.", m)]:
+    known = re.compile(r"(?:unet|transformer|text_encoder(?:_[23])?)\.")
+    if odd := [m for m, u in updates.items() if u.transposed or not known.match(m) and not (home_format(lora) == "diffusers" and _is_bare(m))]:
         raise ValueError(f"{odd[0]}: diffusers has no name for this module (it should start with unet., transformer. or text_encoder.); save the adapter in "
             f"the format that it came from, {home_format(lora)}")
     _know_the_model(lora, "diffusers")
@@ -166,7 +171,7 @@ def _bfl(lora, updates, dtype, ragged): return _plain(lora, _own(lora, updates, 
 def _peft(lora, updates, dtype, ragged):
     source, components = lora.config or {}, {m.partition(".")[0] for m in updates}
     _know_the_model(lora, "peft")
-    if odd := next((m for m in updates if re.match(r"lora_|lycoris_|diffusion_model\.", m)), None):
+    if odd := next((m for m in updates if home_format(lora) != "peft" and re.match(r"lora_|lycoris_|diffusion_model\.", m)), None):
         raise ValueError(f"{odd} is no module's path in a model, so PEFT cannot find it; save the adapter in the format that it came from, {home_format(lora)}")
     if home_format(lora) == "peft": # a language model may have a module `transformer` itself
         updates = {rest if canonical(f"base_model.model.{(rest := m.partition('.')[2])}")[1] == [m] else m: u for m, u in updates.items()}

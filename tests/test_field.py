@@ -291,6 +291,26 @@ def test_bare_names_go_back_bare(tmp_path, name, tails):
     back = quiet(lg.save(lora, tmp_path/"c.safetensors").path)
     for m in lora: torch.testing.assert_close(back[m].dense(), lora[m].dense())
 
+BESIDE = { # names that no table has, beside those of a format
+    "diffusion_model.layers.0.attention.qkv": ["text_encoders.qwen3_4b.transformer.model.layers.0.self_attn.q_proj", "vae.decoder.conv_in", "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1"],
+    "transformer.transformer_blocks.0.attn.to_q": ["transformer_2.blocks.0.attn1.to_q", "text_encoder_4.model.layers.0.self_attn.q_proj", "connectors.video.0.to_q"],
+    "lora_unet_double_blocks_0_img_attn_proj": ["lora_llm_adapter_blocks_0_self_attn_q_proj", "lora_vae_decoder_conv_in", "lora_te4_layers_0_x", "somebody.elses"],
+    "base_model.model.model.layers.0.self_attn.q_proj": ["base_model.model.diffusion_model.double_blocks.0.img_attn.qkv", "base_model.model.lora_unet_x"]}
+
+@pytest.mark.parametrize("more", [1, 2])
+@pytest.mark.parametrize("known, other", [(known, other) for known, others in BESIDE.items() for other in others])
+def test_names_that_no_table_has_go_back_beside_others(tmp_path, known, other, more):
+    tails = "du" if known.startswith("lora_") else "AB"
+    t = pair(known, tails=tails) | {k: v for i in range(more) for k, v in pair(other.replace("0", str(i)) if more > 1 else other, tails=tails).items()}
+    t |= {k.rpartition(".lora_")[0] + ".alpha": torch.tensor(2.0) for k in t if tails == "du"}
+    peft = known.startswith("base_model")
+    lora = quiet(peft_folder(tmp_path/"a", t, r=4, lora_alpha=8) if peft else file(tmp_path/"a.safetensors", t))
+    for made in (lora, lg.mean_lora([lora, lora]).lora):
+        saved = lg.save(made, tmp_path/("b" if peft else "b.safetensors")).path
+        assert set(load_file(saved/"adapter_model.safetensors" if peft else saved)) == set(t)
+        back = quiet(saved)
+        for m in lora: torch.testing.assert_close(back[m].dense(), lora[m].dense(), atol=1e-4, rtol=1e-4)
+
 def test_only_bare_adapters_go_back_bare(tmp_path):
     with pytest.raises(ValueError, match="save this one as kohya"): lg.save(quiet(file(tmp_path/"a.safetensors", kohya((12, 10)))), tmp_path/"b.safetensors", format="bare")
 
