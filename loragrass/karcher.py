@@ -109,6 +109,13 @@ def _odd_derivative(f, s, E):
     return (D[..., :k, :k] - D[..., :k, k:] + D[..., k:, :k] - D[..., k:, k:]) / 2
 
 # %% ../nbs/02_karcher.ipynb #a7543c2b
+def _one_forward():
+    "Refuse a forward derivative of a forward derivative: PyTorch forgets the inner one in a function that has its own, without a word"
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) < 2: return
+    raise NotImplementedError("forward over forward derivatives (jvp of jvp, jacfwd of jacfwd) are not known here; "
+                              "take torch.func.hessian, or jacrev for one of the two")
+
 class _Spectral(torch.autograd.Function):
     "R f(s) Qᵀ of a square M = R s Qᵀ, or its derivative in the directions E; differentiating appends a direction"
     generate_vmap_rule = True
@@ -134,6 +141,7 @@ class _Spectral(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, _f, _symmetric, _R, _s, _Q, dM, *dE):
+        _one_forward()
         return sum(term for term in _Spectral._along(ctx, ctx.saved_tensors[4:], dM, dE) if term is not None)
 
     @staticmethod
@@ -198,6 +206,7 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, dx, dy):
+        _one_forward()
         x, y = ctx.saved_tensors
         parts = [(-2 * _log(*at) * d).sum((-2, -1)) for at, d in (((x, y), dx), ((y, x), dy)) if d is not None]
         return sum(parts)

@@ -396,3 +396,16 @@ def test_public_names():
     for name in ("Grassmann", "GrassmannExact", "KarcherMean", "NonUniqueMeanWarning", "karcher_mean", "chordal_mean", "geodesic", "karcher_median",
                  "flag_mean", "principal_geodesics", "streaming_mean"): assert hasattr(lg, name)
     assert Grassmann().dist(geodesic(Y[0], Y[1], 1), Y[1]) < 1e-13
+
+def test_forward_over_forward_is_refused_and_the_other_orders_are_right(): # PyTorch would drop terms without a word
+    from torch.func import hessian, jacfwd, jacrev, vmap
+    G, x, W = Grassmann(), orthonormalize(randn(7, 2)), randn(7, 2, seed=1)
+    u, y = G.proju(x, randn(7, 2, seed=2)), orthonormalize(randn(7, 2, seed=3))
+    maps = {"expmap": lambda t: (G.expmap(x, t * u) * W).sum(), "retr": lambda t: (G.retr(x, t * u) * W).sum(), "projx": lambda t: (G.projx(x + t * W) * W).sum(),
+            "logmap": lambda t: (G.logmap(G.expmap(x, t * u), y) * W).sum(), "dist2": lambda t: G.dist2(G.expmap(x, t * u), y)}
+    t, h = torch.tensor(.3, dtype=torch.float64), 1e-4
+    for name, f in maps.items():
+        second = (f(t + h) - 2 * f(t) + f(t - h)) / h ** 2
+        for order in (jacfwd(jacrev(f)), jacrev(jacfwd(f)), hessian(f)): assert abs(order(t) - second) < 1e-5 * (1 + abs(second)), name
+        with pytest.raises(NotImplementedError, match="take torch.func.hessian"): jacfwd(jacfwd(f))(t)
+    assert vmap(vmap(jacfwd(maps["dist2"])))(torch.rand(2, 2, dtype=torch.float64)).shape == (2, 2)
