@@ -541,7 +541,7 @@ def _below(folder, most):
         folders.sort()
         resumed = any(map(_RESUME.fullmatch, files))
         for path in sorted(here/name for name in files):
-            suffix = ".ggml" if path.name.startswith("ggml") else path.suffix.lower()
+            suffix = ".ggml" if re.fullmatch(r"ggml-.*\.bin", path.name) else path.suffix.lower()
             if path.name == weights or path.name == "adapter_model.bin" and weights == "adapter_model.safetensors": continue # the same, as a pickle
             if suffix in _PICKLES:
                 if not ((here in within or resumed) and _STATE.search(path.name)): skipped.append(_pickled(path))

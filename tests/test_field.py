@@ -389,8 +389,9 @@ def test_files_of_llama_cpp_are_named(tmp_path):
     peft_folder(tmp_path/"a", pair(f"base_model.model.{Q}"), r=4, lora_alpha=8)
     lying = ["a.gguf", "A.GGUF", "ggml-adapter-model.bin", "lora.ggml"]
     for name in lying: (tmp_path/"a"/name).write_bytes(b"GGUF")
+    file(tmp_path/"ggml-style.safetensors", kohya((9, 8)))
     found, skipped = names(find_adapters(tmp_path))
-    assert found == ["a"] and set(skipped) == set(lying) and all("llama.cpp" in text for text in skipped.values())
+    assert found == ["ggml-style.safetensors", "a"] and set(skipped) == set(lying) and all("llama.cpp" in text for text in skipped.values())
 
 def test_folders_that_are_named_beside_others_mean_themselves(tmp_path):
     for run in "ab":
