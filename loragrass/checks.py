@@ -6,10 +6,10 @@ Docs: https://loragrass.github.io/loragrass/checks.html.md"""
 
 # %% auto #0
 __all__ = ['as_real', 'check_finite', 'first_true', 'as_array', 'check_orthonormal', 'as_basis', 'check_same_space', 'as_pair',
-           'caller_level', 'renamed', 'checked', 'check_parameters']
+           'caller_level', 'moved', 'renamed', 'checked', 'check_parameters']
 
 # %% ../nbs/00a_checks.ipynb #87b411cb
-import functools, inspect, numbers, os, sys, types, warnings
+import contextlib, functools, inspect, numbers, os, pkgutil, sys, types, warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin
@@ -111,6 +111,17 @@ def caller_level()->int: # stacklevel for warnings.warn
     return level
 
 # %% ../nbs/00a_checks.ipynb #36811026
+def moved(
+    module:str, # where it was
+    **places:str, # old name = where it is
+)->Callable: # a `__getattr__` for the module
+    "Find what has moved, for one release, and warn"
+    def find(name):
+        if name not in places: raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now {places[name]}", FutureWarning, caller_level())
+        return pkgutil.resolve_name(places[name])
+    return find
+
 def renamed(
     **names:str, # old keyword = new keyword
 )->Callable: # a decorator
@@ -189,6 +200,8 @@ def _numeric(x):
 
 def _one_of(x, kinds, kind, name, depth):
     "The first kind that fits; where none does, the error of the one that came nearest"
+    names = getattr(x, "index", ()) if hasattr(x, "to_dict") else () # a series by name is a mapping
+    if len(names) and all(isinstance(n, str) for n in names) and any(get_origin(k) is Mapping for k in kinds): x = x.to_dict()
     errors = []
     for k in kinds:
         try: return _as_said(x, k, name, depth)
@@ -227,7 +240,8 @@ def checked(
         except TypeError: return f(*args, **kwargs) # Python says it better
         for name, kind in kinds.items():
             if name in bound.arguments: bound.arguments[name] = _taken(bound.arguments[name], kind, name)
-        return f(*bound.args, **bound.kwargs)
+        elsewhere = torch.get_default_device().type != "cpu" # what is made beside adapters is made where they are
+        with torch.device("cpu") if elsewhere else contextlib.nullcontext(): return f(*bound.args, **bound.kwargs)
     return call
 
 def _taken(x, kind, name):

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .karcher import NonUniqueMeanWarning, chordal_mean, karcher_mean
-from .checks import as_array, as_real, caller_level, renamed
+from .checks import as_array, as_real, caller_level, moved, renamed
 from .kernels import KernelDegenerateWarning, kernel_health, named_kernel, overlap
 
 # %% ../nbs/02b_clustering.ipynb #c9ee9a36
@@ -110,6 +110,7 @@ def _weights(sample_weight, N)->np.ndarray: # (N,)
     w = as_array(as_real(sample_weight, "sample_weight", 0).double())
     if w.shape != (N,) or not (w >= 0).all() or not np.isfinite(w).all():
         raise ValueError(f"sample_weight has shape {w.shape}, for {N} points; expected one for each, finite and ≥ 0")
+    if not np.isfinite(w.sum()): raise ValueError("sample_weight adds up to more than a number holds; divide it by its largest")
     if not w.any(): raise ValueError("Sample weights must contain at least one non-zero number.") # scikit-learn's words
     return w
 
@@ -232,9 +233,12 @@ def _kernel_labels(M, k, n_init, random_state):
 
 def _hdbscan(M, **_):
     "Groups of two or more by density; what it calls noise stands alone"
+    D = _kernel_distances(M)
+    _, one, of = np.unique((D < 1e-5).argmax(1), return_index=True, return_inverse=True) # copies are one point
     model = HDBSCAN(min_cluster_size=2, metric="precomputed", copy=True) # type: ignore[arg-type]
-    labels = model.fit_predict(_kernel_distances(M))
-    return lambda k, n_init=1: np.where(labels < 0, len(M) + np.arange(len(M)), labels)
+    labels = model.fit_predict(D[np.ix_(one, one)]) if len(one) > 1 else np.zeros(1, int)
+    labels = np.where(labels < 0, len(M) + np.arange(len(one)), labels)[of]
+    return lambda k, n_init=1: labels
 
 class Clustering(NamedTuple):
     "A way of grouping"
@@ -288,9 +292,10 @@ def cluster_kernel(
         found = cluster_kernel(K[~zero][:, ~zero], n_clusters, clustering, normalized, max_clusters, random_state)
         return _with_zeros(found, zero)
     if n_clusters != "auto" and n_clusters not in range(1, N + 1):
-        raise ValueError(f"n_clusters={n_clusters}: expected 'auto' or 1 … {N}, as many as there are")
+        raise ValueError(f"n_clusters={n_clusters!r}: expected 'auto' or 1 … {N}, as many as there are")
     nothing = "nothing here is like anything, not even itself (zero updates)"
     if zero.all(): return Clusters(np.zeros(N, int), note=nothing)
+    if N == 1: return Clusters(np.zeros(N, int))
     _warn_health(K)
     row = CLUSTERINGS[clustering]
     k = (max_clusters or 32) if n_clusters == "auto" else int(n_clusters)
@@ -574,3 +579,6 @@ def _batches(model, X, w, C, rng):
                 old[c] = _center(torch.cat([old[c:c+1], x[labels == c]]), model.centers, both.to(x))
         seen += labels.bincount(weight, minlength=model.n_clusters).to(seen)
     return C, model.max_iter, True
+
+# %% ../nbs/02b_clustering.ipynb #6ba0c22f
+__getattr__ = moved(__name__, METHODS="loragrass.clustering.CLUSTERINGS")

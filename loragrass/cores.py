@@ -148,7 +148,10 @@ def _averaged(key, loras, weights):
     "The mean of tensors that take the place of the base model's; `None` where there is none"
     if key.startswith("base_model."): _check_heads(key, loras)
     tensors = [lora.passthrough.get(key) for lora in loras]
-    if any(t is None or t.shape != tensors[0].shape for t in tensors) or not weights.any(): return None
+    if any(t is None or t.shape != tensors[0].shape for t in tensors): return None
+    if weights.sum() < weights.abs().sum() / 4: # divided by their sum, they would multiply what one head has against another
+        raise ValueError(f"weights {weights.tolist()}: {key} takes the place of what the base model has, and has no mean "
+                         "where weights nearly cancel; leave it out of the adapters (passthrough), or take other weights")
     if not tensors[0].is_floating_point(): return tensors[0] if all(torch.equal(t, tensors[0]) for t in tensors) else None
     blocks = zip(*(t.reshape(-1).split(1 << 22) for t in tensors)) # heads of gigabytes are not held in float64
     means = [sum(w * b.double() for w, b in zip(weights, block)) / weights.sum() for block in blocks]
@@ -177,7 +180,7 @@ def average_beside(
         parsed, bias = parse_key(key), _BIAS.fullmatch(key)
         if bias: made[key] = _added(key, loras, shares.get(bias[1], 0 * mean))
         elif _DIFFERENCE.fullmatch(key): made[key] = _added(key, members, weights)
-        else: made[key] = _averaged(key, members, weights.clamp_min(0)) if parsed is None or parsed[1] == "full difference" else None
+        else: made[key] = _averaged(key, members, weights) if parsed is None or parsed[1] == "full difference" else None
     tensors, left = {key: t for key, t in made.items() if t is not None}, [key for key, t in made.items() if t is None]
     if tensors and len(members) > 1: notes.append(f"{len(tensors)} tensors beside the updates are averaged, with the same weights, first {next(iter(tensors))}")
     if left: notes.append(f"left out: {len(left)} tensors beside the updates, which have no mean, first {left[0]}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor
+from .checks import moved
 from .factors import READERS, approximate, parse_key
 from .lora_io import LIMITS, Issue, LoRA, LoRACollection, LoRAFormatError, LoRAUpdate, TensorFile, computable, peak
 from .lora_io import printable
@@ -615,3 +616,6 @@ def _collection_remarks(collection):
     if issues:
         codes = ", ".join(f"{c}: {n}" for c, n in sorted(issues.items()))
         yield f"{sum(bool(lora.issues) for lora in collection)} adapters have remarks ({codes}); see their .issues"
+
+# %% ../nbs/03d_formats.ipynb #a95bd5c0
+__getattr__ = moved(__name__, difference="loragrass.lora_io.LoRAUpdate.difference")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from .checks import as_basis, as_pair, as_real, caller_level, check_orthonormal, check_same_space, renamed
+from .checks import as_basis, as_pair, as_real, caller_level, check_orthonormal, check_same_space, moved, renamed
 from .plucker import principal_angles
 
 with warnings.catch_warnings(): # geoopt still uses torch.jit.script
@@ -828,3 +828,6 @@ def karcher_mean(
     seen = evidence(means[best], points)
     if not _enclosed(means[best], seen, leading)[2].all(): leading = dense_directions(points, k) # a bound is what is proven
     return with_evidence(means[best], norms[best], n_iter[best], spread, seen, leading, batch, tol, lift)
+
+# %% ../nbs/02_karcher.ipynb #540e505a
+__getattr__ = moved(__name__, METHODS="loragrass.karcher.SOLVERS")

@@ -49,6 +49,7 @@ def _weighted(X, w, name): # X·√w, with ‖w‖² = k, as for equal weights
         raise ValueError(f"weights of {name} have shape {tuple(w.shape)}; expected {shape}: one for each column")
     if not ((w >= 0) & (w < math.inf)).all() or not (w.sum(-1) > 0).all():
         raise ValueError(f"weights of {name} must be finite, none negative, and of no subspace all 0")
+    w = w / w.amax(-1, keepdim=True) # their squares may overflow
     return X * (w * X.shape[-1] ** .5 / w.norm(dim=-1, keepdim=True)).sqrt()[..., None, :]
 
 # %% ../nbs/01_kernels.ipynb #0404e056

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .checks import checked
+from .checks import checked, moved
 from .cluster_merge import ClusterMerge
 from .clustering import Clusters
 from .comparing import Similarity
@@ -416,3 +416,6 @@ def html_report(
         parameters={"mean": result.method, "side": result.similarity.side, "kernel": result.similarity.kernel, **(parameters or {}), "versions": _versions()})
     with beside(path) as new: new.write_bytes(page.encode("utf-8", "backslashreplace")) # names of files may hold bytes that are no text
     return path
+
+# %% ../nbs/08_report.ipynb #6e06dd79
+__getattr__ = moved(__name__, score_groups="loragrass.cluster_merge.score_groups")

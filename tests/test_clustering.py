@@ -293,3 +293,18 @@ def test_centres_by_a_kernel_that_says_nothing():
     X = torch.linalg.qr(torch.randn(12, 300, 12, generator=torch.Generator().manual_seed(0))).Q
     with pytest.warns(KernelDegenerateWarning, match="degenerate kernel matrix") as seen: GrassmannKMeans(2, assign="kernel", kernel="binet_cauchy", max_iter=2, n_init=1).fit(X)
     assert seen[0].filename == __file__
+
+@pytest.mark.parametrize("way", CLUSTERINGS)
+def test_one_point_and_copies_are_one_group(way):
+    assert cluster_kernel(np.ones((1, 1)), 1, way).labels.tolist() == [0]
+    three = np.kron(np.eye(3), np.ones((4, 4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KernelDegenerateWarning)
+        if way == "hdbscan": assert cluster_kernel(np.ones((5, 5)), clustering=way).labels.tolist() == [0] * 5
+        if way != "hdbscan": assert cluster_kernel(three, 3, way).labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+def test_weights_beyond_what_a_number_holds():
+    X = orthonormalize(torch.randn(20, 12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    for model in (GrassmannKMeans(2), KernelKMeans(2)):
+        with pytest.raises(ValueError, match="adds up to more than a number holds"): model.fit(X if isinstance(model, GrassmannKMeans) else gram(X), sample_weight=np.full(20, 1e308))
+    torch.testing.assert_close(gram(X, weights=np.full((20, 2), 1e308)), gram(X))

@@ -140,3 +140,20 @@ def test_architectures_that_share_no_module_are_two_bases():
     with pytest.raises(ValueError, match="sd15: a0; flux1: number 1"): lg.compare(a, b)
     b.arch = "unknown"
     assert lg.compare(a, b).only_in.notna().all()
+
+def test_a_kernel_matrix_may_be_a_list_of_rows(): # as for `cluster_kernel`
+    assert lg.cluster([[1, .5, 0], [.5, 1, 0], [0, 0, 1]], 2).labels.tolist() == [0, 0, 1]
+
+def test_weights_of_a_series_go_by_name():
+    loras = list(lg.load_zoo().loras)[:2]
+    def norm(w): return next(iter(lg.mean_lora(loras, weights=w).lora.values())).norm()
+    by_name = norm(pd.Series([1, 3], index=[lora.name for lora in loras[::-1]]))
+    assert by_name == norm([3, 1]) == norm(pd.Series([3, 1])) != norm([1, 3])
+
+def test_the_default_device_is_not_asked_about_adapters():
+    loras = list(lg.load_zoo().loras)[:6]
+    torch.set_default_device("meta")
+    try:
+        assert lg.cluster(loras, 2).labels.tolist() == [0, 0, 0, 0, 1, 1] == lg.cluster_merge(loras, 2).labels.tolist()
+        assert lg.merge(loras[:2], 1, method="ties").lora[next(iter(loras[0]))].up.device.type == "cpu"
+    finally: torch.set_default_device(None)

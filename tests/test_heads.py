@@ -36,10 +36,15 @@ def test_one_weight_gives_that_adapters_head_and_no_note():
     merged = mean_lora([adapter(0, 1), adapter(1, 5)], [0, 2])
     assert (merged.lora.passthrough[HEAD] == 5).all() and not any("beside" in note for note in merged.notes)
 
-def test_negative_weights_have_no_say_in_a_head():
-    assert (merge([adapter(0, 1), adapter(1, 5), adapter(2, 7)], [1, -0.5, 3]).lora.passthrough[HEAD] == (1 + 21) / 4).all()
-    merged = merge([adapter(0, 1), adapter(1, 5)], [-1, -2])
-    assert not merged.lora.passthrough and any("left out: 1" in note and HEAD in note for note in merged.notes)
+def test_heads_follow_the_weights_of_a_plain_sum():
+    key = "base_model.model.classifier.weight"
+    loras = [LoRA({"q": LoRAUpdate(torch.ones(4, 2), torch.ones(2, 6), 1.0, (4, 6))}, name=str(v), format="peft", passthrough={key: torch.full((2, 4), float(v))}) for v in (1, 5)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for weights, head in (([2, -1], -3.0), ([1, -0.5], -3.0), ([1, 1], 3.0), ([3, 1], 2.0)): # a head takes the place of another: weights of sum 1
+            assert torch.allclose(lg.cluster_merge(loras, 1, weights=weights).means[0].passthrough[key], torch.tensor(head))
+        for weights in ([1, -1], [1, -0.9], [-1, -2]):
+            with pytest.raises(ValueError, match=f"{key} takes the place.* no mean where weights nearly cancel; leave it out"): lg.cluster_merge(loras, 1, weights=weights)
 
 def test_agreement_weights_go_to_the_heads():
     a = adapter(0, 1)

@@ -1,5 +1,5 @@
 """What a plain `import loragrass` may say: nothing"""
-import importlib, subprocess, sys
+import importlib, pkgutil, subprocess, sys
 from textwrap import dedent
 
 import pytest
@@ -22,3 +22,11 @@ def test_modules_are_imported_by_their_old_names_for_one_release(old, new):
     assert module is importlib.import_module(f"loragrass.{new}") and module.__spec__.name == f"loragrass.{new}"
     with pytest.raises(ModuleNotFoundError, match="loragrass.nothing"): importlib.import_module("loragrass.nothing")
     del sys.modules[f"loragrass.{old}"]
+
+@pytest.mark.parametrize("old, new", [("cluster_merge.compare", "comparing.compare"), ("cluster_merge.MEANS", "merging.RULES"), ("clustering.METHODS", "clustering.CLUSTERINGS"),
+    ("karcher.METHODS", "karcher.SOLVERS"), ("formats.difference", "lora_io.LoRAUpdate.difference"), ("report.score_groups", "cluster_merge.score_groups")])
+def test_names_that_moved_are_found_for_one_release(old, new):
+    module, name = (importlib.import_module(f"loragrass.{old.split('.')[0]}"), old.split(".")[1])
+    with pytest.warns(FutureWarning, match=f"loragrass.{old} is now loragrass.{new}"): found = getattr(module, name)
+    assert found is pkgutil.resolve_name(f"loragrass.{new}")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"): module.nothing
