@@ -1,6 +1,6 @@
 """Families of small adapters for `groups.py`: a small model is pretrained, all adapters of a rank are trained at once (stacked factors) and written as PEFT folders.
 
-Images come with scikit-learn, letters are drawn; the texts of `gpt-strong` are manual pages and sources of the machine that this runs on."""
+Images come with scikit-learn, letters are drawn, strings are made up; the texts of `gpt-strong` are manual pages and sources of the machine that this runs on."""
 
 import glob, gzip, json, math, sys, zlib
 from collections.abc import Callable
@@ -155,6 +155,49 @@ class Mixer(Model):  # 12 × 12 glyphs, 3 × 3 patches
         return self.out(norm(h).mean(-2))
 
 
+class Denoiser(Model):  # 8 × 8 images → 8 × 8 images, down, up and across
+    def __init__(self, d=24):
+        super().__init__()
+        self.c1, self.c2, self.c3, self.c4, self.head = (
+            nn.Conv2d(1, d, 3, padding=1),
+            nn.Conv2d(d, 2 * d, 3, padding=1),
+            nn.Conv2d(2 * d, 2 * d, 3, padding=1),
+            nn.Conv2d(3 * d, d, 3, padding=1),
+            nn.Linear(d, 1),
+        )
+
+    conv = CNN.conv
+
+    def forward(self, x):
+        h = self.conv("c1", x[:, :, None])
+        low = self.conv("c2", F.avg_pool2d(h.flatten(0, 1), 2).unflatten(0, x.shape[:2]))
+        low = low + self.conv("c3", low)
+        h = self.conv("c4", torch.cat([h, low.repeat_interleave(2, -1).repeat_interleave(2, -2)], 2))
+        return self.out(h.movedim(2, -1).flatten(2, 3)).view(x.shape)
+
+
+class Recurrent(Model):  # characters → next characters, two gated layers
+    def __init__(self, d=64, depth=2):
+        super().__init__()
+        self.tok, self.head = nn.Embedding(128, d), nn.Linear(d, 128)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"gate": nn.Linear(2 * d, d), "new": nn.Linear(2 * d, d), "mlp": nn.Linear(d, d)})
+            for _ in range(depth)
+        )
+
+    def forward(self, x):  # (N, batch, length)
+        h = self.tok(x)
+        for i in range(len(self.layers)):
+            states, state = [], torch.zeros_like(h[:, :, 0])
+            for now in norm(h).unbind(2):
+                both = torch.cat([now, state], -1)
+                gate = torch.sigmoid(self.lin(f"layers.{i}.gate", both))
+                state = (1 - gate) * state + gate * torch.tanh(self.lin(f"layers.{i}.new", both))
+                states.append(state)
+            h = h + self.lin(f"layers.{i}.mlp", torch.stack(states, 2))
+        return self.out(norm(h))
+
+
 # ---- data: a task is a function (generator, batch) → x, y
 def texts():
     roots = [p for p in sys.path if p.endswith("site-packages")][0]
@@ -290,6 +333,76 @@ def glyph_tasks(turns):
     return {k: task(f) for k, f in turns.items()}
 
 
+def repair_tasks():  # digits: what is seen → what is wanted
+    X = torch.tensor(load_digits().images / 16, dtype=torch.float32)
+
+    def blurred(x):
+        return F.avg_pool2d(x[:, None], 3, 1, 1)[:, 0]
+
+    def task(f):
+        def draw(g, n):
+            x = X[torch.randint(len(X), (n,), generator=g)]
+            return f(x, torch.rand(n, 8, 8, generator=g), 0.1 * torch.randn(n, 8, 8, generator=g))
+
+        return draw
+
+    return {
+        k: task(f)
+        for k, f in {
+            "base": lambda x, u, e: (x + 4 * e, x),
+            "blurred": lambda x, u, e: (blurred(x) + e, x),
+            "masked": lambda x, u, e: (x * (u > 0.5), x),
+            "negative": lambda x, u, e: (1 - x + e, x),
+            "edges": lambda x, u, e: (x + e, (x - x.roll(1, -1)).abs()),
+            "mirrored": lambda x, u, e: (x + e, x.flip(-1)),
+            "faint": lambda x, u, e: (0.25 * x + 0.5 + 0.3 * e, x),
+        }.items()
+    }
+
+
+def string_tasks(length=25):  # lines of one kind, one after the other
+    def number(g, most):
+        return int(torch.randint(most, (1,), generator=g))
+
+    def brackets(g):
+        depth, out = 0, ""
+        while len(out) < 8 or depth:
+            opens = depth == 0 or len(out) < 8 and number(g, 2)
+            depth += 1 if opens else -1
+            out += "(" if opens else ")"
+        return out
+
+    def sums(g):
+        a, b = number(g, 30), number(g, 30)
+        return f"{a}+{b}={a + b}"
+
+    def twice(g):
+        word = "".join(chr(97 + number(g, 26)) for _ in range(4))
+        return f"{word} {word}"
+
+    lines = {
+        "dates": lambda g: f"{1950 + number(g, 80)}-{1 + number(g, 12):02}-{1 + number(g, 28):02}",
+        "sums": sums,
+        "brackets": brackets,
+        "twice": twice,
+        "genes": lambda g: "".join("ACGT"[number(g, 4)] * (1 + number(g, 3)) for _ in range(5)),
+        "steps": lambda g: ",".join(str(n) for n in range(number(g, 40), 90, 3 + number(g, 9))),
+    }
+
+    def task(line):
+        g = seeded("strings", line)
+        text = "\n".join(lines[line](g) for _ in range(3000))
+        t = torch.tensor(list(text.encode()))
+
+        def draw(g, n):
+            i = torch.randint(len(t) - length, (n,), generator=g)[:, None] + torch.arange(length)
+            return t[i][:, :-1], t[i][:, 1:]
+
+        return draw
+
+    return {k: task(k) for k in lines}
+
+
 # ---- recipes
 def jobs(tasks, n, ranks, inits, lrs, steps, key):
     rows = []
@@ -347,6 +460,8 @@ def recipes():
     )
     teachers = teacher_tasks()
     average = teachers.pop("base")
+    repairs = repair_tasks()
+    noisy = repairs.pop("base")
     return {
         "gpt-strong": lambda: (
             lambda T: Recipe(GPT, T, mix(T), 4, (2, 4, 8, 4), BOTH, (2e-3, 6e-3), (60, 160), 8, 1200)
@@ -359,6 +474,10 @@ def recipes():
             CNN, digit_tasks(MILD), plain, 4, (2, 4, 8, 1), ("independent",), (1e-3, 4e-3), (60, 200), 24, 500
         ),
         "mlp-strong": lambda: Recipe(MLP, teachers, average, 5, (1, 2, 4, 8), BOTH, (2e-3, 1e-2), (100, 600), 32, 1500),
+        "denoiser": lambda: Recipe(Denoiser, repairs, noisy, 4, (4, 2, 8, 4), BOTH, (2e-3, 8e-3), (80, 240), 24, 800),
+        "recurrent": lambda: (
+            lambda T: Recipe(Recurrent, T, mix(T), 4, (4, 8, 2, 4), BOTH, (2e-3, 8e-3), (60, 180), 8, 500)
+        )(string_tasks()),
         "mixer-strong": lambda: Recipe(
             Mixer,
             glyph_tasks(GLYPH),
@@ -383,6 +502,8 @@ FAMILIES = (
     "cnn-mild",
     "mlp-strong",
     "mixer-strong",
+    "denoiser",
+    "recurrent",
 )
 
 

@@ -2,15 +2,19 @@
 
     python bench/groups.py [--draws N] [--learn] [family or folder …]
 
-A family is trained when it is asked for and not in `_bench/families` yet; a folder holds adapters named task-seed. `--learn` writes the experience
-that comes with the package again: of the families in it that are not at hand (`code`, whose adapters are not shipped), it keeps what there is."""
+A family is judged with the experience of families that have another base model. It is trained when it is asked for and not in `_bench/families` yet; a folder
+holds adapters named task-seed. `--learn` writes the experience that comes with the package again: of the families in it that are not at hand (`code`, whose
+adapters are not shipped), it keeps what there is."""
 import argparse, json, re, time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import loragrass.levels as levels
 from common import machine, table
+from families import FAMILIES as WITH_PEFT
+from families import Family
 from group_families import FAMILIES, train_family
 from loragrass.clustering import cluster_kernel
 from loragrass.comparing import similarity
@@ -23,7 +27,9 @@ from sklearn.metrics import adjusted_rand_score
 
 FOLDER = Path("_bench/families")
 LEVELS = Path("loragrass/data/levels.json")
-LEARNED = ["cnn-mild", "code", "concepts", "concepts-mixed", "concepts-shared", "gpt-strong", "mixer-strong", "mlp-strong", "tasks", "vit-heads", "vit-long", "vit-short"]
+LEARNED = ["cnn-mild", "code", "concepts", "concepts-mixed", "concepts-shared", "gpt-strong", "mixer-strong", "mlp-strong", "questions", "shapes", "strong", "tasks", "text",
+           "vit-heads", "vit-long", "vit-short"]
+EXPERIENCES = levels.experiences()
 SIZES = ([1, 1], [2, 1], [2, 2], [3, 1], [3, 2], [2, 2, 2], [4, 1], [4, 4, 1, 1], [4, 1, 1, 1], [1, 1, 1], [4], [3], [2])
 
 def family(name):
@@ -31,15 +37,22 @@ def family(name):
     if name in ("tasks", "concepts"):
         zoo = load_zoo(name)
         return similarity(zoo.loras), zoo.labels.task.to_numpy().astype(str)
+    if name in WITH_PEFT:
+        made = Family(name)
+        return similarity([lora for loras in made.by_task for lora in loras]), np.repeat(made.tasks, [len(loras) for loras in made.by_task])
     folder = Path(name) if Path(name).is_dir() else FOLDER / name
     if not folder.is_dir() and name in RECIPES: train_zoo(name, folder, base=load_zoo("concepts").base, n=10, progress=False)
     if not folder.is_dir() and name in FAMILIES: train_family(name, folder)
-    if not folder.is_dir(): raise SystemExit(f"{name}: no such folder, nor a family of {', '.join(FAMILIES)}")
+    if not folder.is_dir(): raise SystemExit(f"{name}: no such folder, nor a family of {', '.join([*FAMILIES, *WITH_PEFT])}")
     if (folder / "labels.csv").exists():
         labels = pd.read_csv(folder / "labels.csv")
         return similarity(load_all([folder / "adapters" / str(n) for n in labels.name])), labels.task.to_numpy().astype(str)
     loras = load_all(folder)
     return similarity(loras), np.array([re.sub(r"-\d+$", "", re.sub(r"@\d+$", "", lora.name)) for lora in loras])
+
+def base(name):
+    "The base model that a family shares with others"
+    return "shapes" if name in ("strong", "questions") else re.split("[-_]", name)[0]
 
 def constant(cosine, most=0.08):
     "Average linkage, down to a cosine"
@@ -61,7 +74,8 @@ def row(name, n):
     "One family under three rules"
     sim, tasks = family(name)
     W = [M.numpy() for M in sim.witnesses]
-    rules = {"": lambda L, R, C: cluster_levels(L, R, C).labels, "constant 0.08: ": lambda L, R, C: constant(C), "silhouette: ": lambda L, R, C: cluster_kernel(L).labels}
+    levels.experiences = lambda: {n: e for n, e in EXPERIENCES.items() if base(n) != base(Path(name).name)}
+    rules = {"": lambda *W: cluster_levels(*W).labels, "constant 0.08: ": lambda L, R, C, A: constant(C), "silhouette: ": lambda L, R, C, A: cluster_kernel(L).labels}
     found, out = cluster_levels(*W), {"family": Path(name).name, "N": len(tasks), "tasks": len(set(tasks))}
     out |= {"found": int(found.labels.max()) + 1, "confidence": found.confidence, "next": str(found.other)}
     for rule, labels in rules.items():
@@ -72,12 +86,13 @@ def row(name, n):
 
 def relearn():
     "Levels of the families at hand; of the others, as they are"
-    at_hand = [n for n in LEARNED if n in ("tasks", "concepts") or n in FAMILIES or n in RECIPES or (FOLDER / n).is_dir()]
+    at_hand = [n for n in LEARNED if n in ("tasks", "concepts") or n in (*FAMILIES, *WITH_PEFT, *RECIPES) or (FOLDER / n).is_dir()]
     data = []
     for name in at_hand:
         sim, tasks = family(name)
         i, j = np.triu_indices(len(tasks), 1)
-        data.append((witnesses(*(M.numpy() for M in sim.witnesses)), tasks[i] == tasks[j]))
+        left, right, _, alignment = (M.numpy() for M in sim.witnesses)
+        data.append((witnesses(left, right, alignment), tasks[i] == tasks[j]))
     new = {n: [[np.round(level.mean, 3).tolist(), np.round(level.cov, 4).tolist()] for level in e] for n, e in zip(at_hand, learn(data))}
     old = json.loads(LEVELS.read_text())
     LEVELS.write_text(json.dumps({n: new.get(n, old.get(n)) for n in LEARNED}) + "\n")
@@ -105,5 +120,6 @@ if __name__ == "__main__":
     else:
         machine("scikit-learn")
         names = asked.families or [n for n in [*LEARNED, "vit-checkpoints"] if n != "code" or (FOLDER / n).is_dir()]
-        table("Families: found whole, and share of small draws (1 to 10 adapters) grouped exactly", [row(n, asked.draws) for n in names])
+        table("Families, each with the experience of other base models: found whole, and share of small draws (1 to 10 adapters) grouped exactly",
+              [row(n, asked.draws) for n in names])
         if not asked.families: speed()

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from .checks import renamed
 from .kernels import KERNELS, gram
+from .levels import overlap
 from .checks import checked
 from .lora_io import LoRA, LoRAUpdate, sides_of
 from .plucker import principal_angles
@@ -119,7 +120,7 @@ class Similarity:
     missing: dict[str, list[str]] # module → adapters without it
     chance: float|None # what random subspaces of these dimensions and weights have, mean over pairs; None: not known for this kernel
     sides: dict[str, Tensor] # "left", "right", as far as they were compared → joint matrix (N, N) of that side alone
-    witnesses: tuple[Tensor, Tensor, Tensor]|None = None # √S-weighted kernel of outputs, of inputs, cosine of whole updates: (N, N) each, over shared modules
+    witnesses: tuple[Tensor, Tensor, Tensor, Tensor]|None = None # √S-weighted kernel of outputs, of inputs, cosine of whole updates, alignment of modules: (N, N) each, over shared modules
 
     def __repr__(self):
         weighted = "weighted" if self.sqrt_weighted else "not weighted"
@@ -201,9 +202,9 @@ class ModuleGrams(Mapping):
 KEPT = 1 << 26 # numbers
 
 def _witnesses(products, norms):
-    "Kernels of outputs and inputs and cosines of whole updates, over shared modules: sums of products, and of the squared norms where both have the module"
-    (left, right, inner), (both, energy) = products, norms
-    return (left / both.clamp_min(1e-300), right / both.clamp_min(1e-300), inner / (energy * energy.mT).sqrt().clamp_min(1e-300))
+    "Kernels of outputs and inputs, cosines of whole updates and alignment, over shared modules: sums of products, and of the squared norms where both have the module"
+    (left, right, inner, cosine, most), (both, energy) = products, norms
+    return (left / both.clamp_min(1e-300), right / both.clamp_min(1e-300), inner / (energy * energy.mT).sqrt().clamp_min(1e-300), cosine / most.clamp_min(1e-300))
 
 def _off_diagonal(K): return float((K.sum() - K.diagonal().sum()) / (len(K) * (len(K) - 1)))
 
@@ -229,7 +230,7 @@ def similarity(
     if across_layers: return _across_layers(loras, names, kernel, sides, sqrt_weighted)
     N, missing, grams = len(loras), {}, ModuleGrams(loras, names, sides, kernel, sqrt_weighted)
     total, chance = torch.zeros(len(sides), N, N, dtype=torch.float64), torch.zeros(N, N, dtype=torch.float64)
-    whole, shared = torch.zeros(3, N, N, dtype=torch.float64), torch.zeros(2, N, N, dtype=torch.float64)
+    whole, shared = torch.zeros(5, N, N, dtype=torch.float64), torch.zeros(2, N, N, dtype=torch.float64)
     for name in tqdm(names, desc="similarity", disable=not progress):
         svds, weight = _svds(name, loras), modules[name] if modules else 1.0
         products = _products(svds)
@@ -238,10 +239,10 @@ def similarity(
         grams.keep(name, by_side.mean(0))
         total, chance = total + weight * by_side, chance + weight * _chance(svds, sides, sqrt_weighted)
         norm = torch.tensor([0.0 if svd is None else float(svd.S.norm()) for svd in svds], dtype=torch.float64)
-        products[2] *= torch.outer(norm, norm)
-        whole += weight * products
         here = (norm > 0).double()
-        shared += weight * torch.stack([torch.outer(here, here), torch.outer(norm.square(), here)])
+        both, (left, right, cos) = torch.outer(here, here), products
+        whole += weight * torch.stack([left, right, cos * torch.outer(norm, norm), cos, both * torch.as_tensor(overlap(left.numpy(), right.numpy()))])
+        shared += weight * torch.stack([both, torch.outer(norm.square(), here)])
         if lacking := [lora.name for lora, svd in zip(loras, svds) if svd is None]: missing[name] = lacking
     together = total.mean(0)
     known = _off_diagonal(_normalized(chance, together)) if kernel == "projection" and N > 1 else None
