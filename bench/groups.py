@@ -2,7 +2,7 @@
 
     python bench/groups.py [--draws N] [--learn] [family or folder …]
 
-A family is judged with the experience of families that have another base model. It is trained when it is asked for and not in `_bench/families` yet; a folder
+A family is judged with the levels of families that have another base model (their mean spread is of all). It is trained when it is asked for and not in `_bench/families` yet; a folder
 holds adapters named task-seed. `--learn` writes the experience that comes with the package again: of the families in it that are not at hand (`code`, whose
 adapters are not shipped), it keeps what there is."""
 import argparse, json, re, time
@@ -120,6 +120,6 @@ if __name__ == "__main__":
     else:
         machine("scikit-learn")
         names = asked.families or [n for n in [*LEARNED, "vit-checkpoints"] if n != "code" or (FOLDER / n).is_dir()]
-        table("Families, each with the experience of other base models: found whole, and share of small draws (1 to 10 adapters) grouped exactly",
+        table("Families, each with the levels of other base models: found whole, and share of small draws (1 to 10 adapters) grouped exactly",
               [row(n, asked.draws) for n in names])
         if not asked.families: speed()
