@@ -168,7 +168,7 @@ def experiences()->dict[str, Experience]:
 
 # %% ../nbs/02c_levels.ipynb #4c7945b7
 COPY, OPPOSITE = 0.9, -0.3 # cosines of copies, and of what cancels in a sum
-DOUBTFUL, NEARLY = 0.3, 0.8 # a number of groups is in doubt below this confidence, or if another is so likely beside it
+DOUBTFUL, NEARLY = 0.5, 0.8 # a number of groups is in doubt below this confidence, or if another is so likely beside it
 
 @dataclass(frozen=True)
 class Levels(Clusters):
