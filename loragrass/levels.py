@@ -207,7 +207,7 @@ def _extremes(cosine, odds, mine):
         a, b = np.unravel_index(M.argmin(), M.shape) if there else (0, 0)
         pair = (int(inside[a]), int(others[b])) if there else None
         row |= {name: pair, f"{name}_cosine": cosine[pair] if pair else np.nan}
-        row |= {f"{name}_odds": odds[pair] if pair else np.nan}
+        row |= {f"{name}_odds": float(odds[pair]) if pair else np.nan}
     return row
 
 # %% ../nbs/02c_levels.ipynb #928c51dc
@@ -246,7 +246,7 @@ def cluster_levels(
     if not all(np.isfinite(M).all() and np.allclose(M, M.T) for M in given):
         raise ValueError("a matrix is not symmetric, or has NaN; expected those of one collection")
     left, right, cosine = given[:3]
-    alignment = given[3] if len(given) > 3 else cosine / overlap(left, right)
+    aligned = given[3] if len(given) > 3 else cosine / overlap(left, right)
     zero = left.diagonal() <= 0
     _, copy = connected_components((cosine >= COPY) & ~zero[:, None] & ~zero)
     names, first = np.unique(np.where(zero, -1, copy), return_index=True)
@@ -262,7 +262,7 @@ def cluster_levels(
         odds, evidence = _spread(alone, same, zero), pd.Series([0.0], [1])
         return Levels(first_seen(zero), note=_zeros(zero), **told, odds=odds, evidence=evidence)
     barred = C[np.triu_indices(n, 1)] <= OPPOSITE
-    cuts = _likeliest(witnesses(left[at], right[at], alignment[at]), barred, n, sample, random_state)
+    cuts = _likeliest(witnesses(left[at], right[at], aligned[at]), barred, n, sample, random_state)
     evidence = pd.Series(cuts.evidence[::-1], np.arange(1, n + 1), name="log evidence").rename_axis("groups")
     seen = evidence[:max_clusters] if np.isfinite(evidence[:max_clusters]).any() else evidence
     k, share = int(seen.idxmax()), np.exp(evidence - np.logaddexp.reduce(evidence)) # type: ignore
