@@ -51,6 +51,16 @@ def test_witnesses_are_those_of_dense_updates():
     torch.testing.assert_close(torch.as_tensor(part(rows)[0]), left)
     torch.testing.assert_close(torch.as_tensor(part(rows)[1]), right)
 
+def test_modules_have_one_weight_in_the_alignment():
+    a, b = (ZOO.loras[i] for i in (0, 1))
+    cosine, most = 0.0, 0.0
+    for m in a:
+        u, v = (x[m].dense().double().flatten() for x in (a, b))
+        left, right = (float(similarity([a, b], side=side, modules={m: 1.0}).joint[0, 1]) for side in ("left", "right"))
+        cosine, most = cosine + float(u @ v / u.norm() / v.norm()), most + ((left + 0.1) * (right + 0.1)) ** 0.5
+    loud = [LoRA({m: replace(u, scale=u.scale * (100 if m == next(iter(x)) else 1)) for m, u in x.items()}) for x in (a, b)]
+    for pair in ([a, b], loud): assert float(similarity(pair).witnesses[3][0, 1]) == pytest.approx(cosine / most, abs=1e-5)
+
 def test_modules_that_are_missing_are_not_compared():
     names = list(ZOO.loras[0])
     some = [LoRA({m: u for k, (m, u) in enumerate(lora.items()) if k == 0 or (i + k) % 3}, name=lora.name) for i, lora in enumerate(ZOO.loras[:16])]
