@@ -19,7 +19,7 @@ from .kernels import GrassmannKernel, gram
 from .lora_io import LoRA, LoRACollection, LoRAUpdate, sides_of
 
 # %% ../nbs/05a_directions.ipynb #ae9430c6
-def _leading(C:Tensor, steps:int=50)->Tensor: # (m, K) columns → (m,)
+def _leading_vector(C:Tensor, steps:int=50)->Tensor: # (m, K) columns → (m,)
     "The leading left singular vector of C, near enough, by power iteration from its longest column"
     x = C[:, C.norm(dim=0).argmax()] if C.shape[1] else C.new_zeros(len(C))
     for _ in range(steps): x = torch.nn.functional.normalize(C @ (C.mT @ x), dim=0)
@@ -38,7 +38,7 @@ class Canonicalize(OnModules):
         if self.sign not in ("reference", "max_abs", None): raise ValueError(f"sign={self.sign!r}; expected 'reference', 'max_abs' or None")
         X = self._learn(X)
         def columns(updates): return torch.cat([svd.U * svd.S for svd in [u.svd() for u in updates]], 1)
-        self.references_ = {m: _leading(columns(updates)) for m, updates in self._stream(X)} if self.sign == "reference" else {}
+        self.references_ = {m: _leading_vector(columns(updates)) for m, updates in self._stream(X)} if self.sign == "reference" else {}
         return self
 
     def transform(self, X): # X: list of LoRA, or LoRACollection

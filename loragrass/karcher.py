@@ -387,7 +387,7 @@ def _as_weights(weights, order, batch): # in float64, scaled twice: a sum of lar
     w = w / w.amax(-1, keepdim=True)
     return w / w.sum(-1, keepdim=True)
 
-def _dimension(k, groups, n):
+def _mean_dimension(k, groups, n):
     "Of a mean"
     sizes = [l for N, l in groups for _ in range(N)]
     if k is None and len(groups) > 1: raise ValueError(f"the points have dimensions {sizes}; say the mean's with k=")
@@ -402,7 +402,7 @@ def as_points(
 )->tuple[Points, int, tuple]: # the points, detached; k; the shape of the batch
     "Check what every mean takes, and lay it out"
     A, groups, order, batch = _from_list(X) if isinstance(X, (list, tuple)) else _from_stack(X)
-    k = _dimension(k, groups, A.shape[-2])
+    k = _mean_dimension(k, groups, A.shape[-2])
     return Points(A, groups, _as_weights(weights, order, batch).to(A)), k, batch
 
 # %% ../nbs/02_karcher.ipynb #b2f016ec
@@ -451,7 +451,7 @@ def _few(X, weights, k):
     Y, batch = _as_stack(X)
     N, _, n, l = Y.shape
     if N > 4 * l or n <= 4 * N * l: return None
-    k, G = _dimension(k, [(N, l)], n), _gram(Y)
+    k, G = _mean_dimension(k, [(N, l)], n), _gram(Y)
     points = Points(G, [(N, l)], _as_weights(weights, range(N), batch).to(G))
     return points, k, batch, G, lambda W: _times(Y, W), lambda: _side_by_side(Y)
 

@@ -226,7 +226,7 @@ class _Factors(NamedTuple):
 
 def _generator(*key): return torch.Generator().manual_seed(zlib.crc32("/".join(map(str, key)).encode()))
 
-def _factors(base, jobs, rank, initial, scale=2.0):
+def _fresh_factors(base, jobs, rank, initial, scale=2.0):
     "Module → factors of all adapters, B = 0 and A = `initial(rank, n, generator)`, drawn from the adapter's name or from what it shares"
     keys = [job.init if job.init.startswith("shared") else job.name for job in jobs.itertuples()]
     shapes = {m: base.get_submodule(m).weight.shape for m in base.adapted}
@@ -246,7 +246,7 @@ def _task_jobs(n, steps):
 
 def _tune_tasks(base, jobs, rank, steps, progress):
     "Train one adapter a row of `jobs`, all of the same rank, at once"
-    factors = _factors(base, jobs, rank, lambda r, n, g: (2 * torch.rand(r, n, generator=g) - 1) / math.sqrt(n))
+    factors = _fresh_factors(base, jobs, rank, lambda r, n, g: (2 * torch.rand(r, n, generator=g) - 1) / math.sqrt(n))
     images, labels = digits("tune")
     data, streams = {t: TASKS[t](images).flatten(1) for t in jobs.task.unique()}, [torch.Generator().manual_seed(int(s)) for s in jobs.seed]
     def loss(_):
@@ -277,7 +277,7 @@ def _seen(job, steps, batch=8):
 # %% ../nbs/03f_zoo.ipynb #ce45e29c
 def _tune_concepts(base, jobs, rank, steps, progress, scale=2.0):
     "Train one adapter a row of `jobs`, all of the same rank, at once"
-    factors = _factors(base, jobs, rank, lambda r, n, g: torch.randn(r, n, generator=g) / r, scale)
+    factors = _fresh_factors(base, jobs, rank, lambda r, n, g: torch.randn(r, n, generator=g) / r, scale)
     params = [p for f in factors.values() for p in (f.up, f.down)]
     means, squares = ([torch.zeros_like(p) for p in params] for _ in range(2))
     x, y = (torch.stack(parts, 1) for parts in zip(*(_seen(job, steps) for job in jobs.itertuples()))) # (steps, N, batch, ...)
