@@ -111,8 +111,9 @@ def _odd_derivative(f, s, E):
 # %% ../nbs/02_karcher.ipynb #a7543c2b
 def _one_forward():
     "Refuse a forward derivative of a forward derivative: PyTorch forgets the inner one in a function that has its own, without a word"
-    levels = torch._C._functorch.get_interpreter_stack() or []
-    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) < 2: return
+    functorch = torch._C._functorch # type: ignore
+    levels = functorch.get_interpreter_stack() or []
+    if sum(level.key() == functorch.TransformType.Jvp for level in levels) < 2: return
     raise NotImplementedError("forward over forward derivatives (jvp of jvp, jacfwd of jacfwd) are not known here; "
                               "take torch.func.hessian, or jacrev for one of the two")
 
