@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import moved
+from .checks import caller_level, checked, moved
 from .factors import READERS, approximate, parse_key
 from .lora_io import LIMITS, Issue, LoRA, LoRACollection, LoRAFormatError, LoRAUpdate, TensorFile, computable, peak
 from .lora_io import printable
@@ -457,6 +457,7 @@ def _read(path, options)->LoRA:
     return lora
 
 # %% ../nbs/03d_formats.ipynb #f6329c66
+@checked
 def load(
     path:str|Path, # a `.safetensors` file, or a folder with `adapter_config.json`
     drop_bad:bool=False, # leave modules with NaN out instead of refusing the file
@@ -469,7 +470,7 @@ def load(
     "Read an adapter, whatever wrote it; LoRAFormatError if it cannot be read"
     lora = _read(path, _Options(drop_bad, ignore_magnitude, approx_rank, alpha, scale, limits))
     _check_numbers(lora, drop_bad)
-    for issue in lora.issues: warnings.warn(printable(f"{path}: {issue.text} [{issue.code}]"), stacklevel=2)
+    for issue in lora.issues: warnings.warn(printable(f"{path}: {issue.text} [{issue.code}]"), stacklevel=caller_level())
     return lora
 
 # %% ../nbs/03d_formats.ipynb #84661fcd
@@ -557,6 +558,7 @@ def _below(folder, most):
     return found, skipped
 
 # %% ../nbs/03d_formats.ipynb #c04e5a3e
+@checked
 def load_all(
     paths:str|Path|Iterable[str|Path], # a folder to search, or the adapters
     strict:bool=False, # raise for the first file that cannot be read, instead of leaving it out with a warning
@@ -576,7 +578,7 @@ def load_all(
             if strict: raise
             skipped.append(e if isinstance(e, LoRAFormatError) else LoRAFormatError(f"{e.strerror or e}", path, code="E1"))
     collection = LoRACollection(loras if strict else list(_of_one_base(loras, skipped)), skipped)
-    for text in _collection_remarks(collection): warnings.warn(printable(text), stacklevel=2)
+    for text in _collection_remarks(collection): warnings.warn(printable(text), stacklevel=caller_level())
     return collection
 
 # %% ../nbs/03d_formats.ipynb #6cf8ead7

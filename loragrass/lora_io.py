@@ -108,6 +108,7 @@ class LoRAUpdate:
         other:"LoRAUpdate", # an update of the same size
     )->float: # 0 for the same update in another gauge
         "‖ΔW − ΔW'‖ (Frobenius), from the factors"
+        if not isinstance(other, LoRAUpdate): raise ValueError(f"other is {type(other).__name__}; expected a LoRAUpdate, as `lg.load(path)[module]` is one")
         up = torch.cat([self.scale * self.up.double(), -other.scale * other.up.double()], 1)
         down = torch.cat([self.down.double(), other.down.double()])
         return LoRAUpdate(up, down, 1.0, (len(up), down.shape[1])).norm()

@@ -157,3 +157,9 @@ def test_the_default_device_is_not_asked_about_adapters():
         assert lg.cluster(loras, 2).labels.tolist() == [0, 0, 0, 0, 1, 1] == lg.cluster_merge(loras, 2).labels.tolist()
         assert lg.merge(loras[:2], 1, method="ties").lora[next(iter(loras[0]))].up.device.type == "cpu"
     finally: torch.set_default_device(None)
+
+def test_an_adapter_where_a_path_belongs():
+    lora = lg.load_zoo().loras[0]
+    for f, said in ((lambda: lg.load(lora), "path is a LoRA"), (lambda: lg.load_all(lora), "paths is a LoRA"), (lambda: lg.load_all([lora]), r"paths\[0\] is a LoRA"),
+                    (lambda: lg.load(None), "path is None"), (lambda: lora[next(iter(lora))].difference("a"), "other is str; expected a LoRAUpdate")):
+        with pytest.raises(ValueError, match=said): f()
