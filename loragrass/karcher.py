@@ -7,8 +7,8 @@ Docs: https://loragrass.github.io/loragrass/karcher.html.md"""
 # %% auto #0
 __all__ = ['SOLVERS', 'angle_of_cosine', 'Grassmann', 'GrassmannExact', 'geodesic', 'Points', 'as_points', 'cost_and_gradient',
            'in_span', 'Leading', 'subspace_iteration', 'random_start', 'leading_directions', 'dense_directions',
-           'ChordalMean', 'chordal_mean', 'descend', 'NonUniqueMeanWarning', 'KarcherMean', 'Evidence', 'evidence',
-           'default_tolerance', 'with_evidence', 'karcher_mean']
+           'ChordalMean', 'chordal_mean', 'lbfgs_direction', 'descend', 'NonUniqueMeanWarning', 'KarcherMean',
+           'Evidence', 'evidence', 'default_tolerance', 'with_evidence', 'karcher_mean']
 
 # %% ../nbs/02_karcher.ipynb #49d536ec
 import math, warnings
@@ -582,8 +582,11 @@ def _plain(batch): return (lambda t: t.reshape(batch)) if batch else (lambda t: 
 # %% ../nbs/02_karcher.ipynb #3028afff
 def _dot(u, v): return (u * v).sum((-2, -1), keepdim=True)
 
-def _two_loop(g:Tensor, pairs:list)->Tensor: # [(s, z, 1/⟨s, z⟩), …]
-    "The L-BFGS direction (Nocedal & Wright 2006, Alg. 7.4)"
+def lbfgs_direction(
+    g:Tensor, # (..., n, k) negative gradient
+    pairs:list, # [(s, z, 1/⟨s, z⟩), …]: steps, what each took off g, and (..., 1, 1) numbers, 0 of a pair that is not to count
+)->Tensor: # (..., n, k)
+    "The step that L-BFGS takes (Nocedal & Wright 2006, Alg. 7.4)"
     alphas = []
     for s, z, rho in reversed(pairs):
         alphas.insert(0, rho * _dot(s, g))
@@ -601,7 +604,7 @@ def _at(x, cost, g): return _Place(x, cost, g, x, torch.zeros_like(x), g) # a ne
 
 def _step(at:_Place, pairs:list, scale:Tensor, points:Points|None, evaluate:Callable, memory:int=8)->tuple[_Place, list]:
     "One step of L-BFGS in the chart, or along the gradient, to a new base, where that does not lower the cost"
-    step = _two_loop(at.G, pairs) if pairs else scale * at.G
+    step = lbfgs_direction(at.G, pairs) if pairs else scale * at.G
     Z = at.Z + step
     W = at.base + Z
     w, V = torch.linalg.eigh(W.mT @ W)

@@ -3,10 +3,11 @@ import itertools, math
 
 import numpy as np
 import pytest, torch
-from loragrass.karcher import Grassmann
+from loragrass.karcher import Grassmann, geodesic, karcher_mean
 from loragrass.kernels import pairwise_distances
 from loragrass.plucker import orthonormalize
-from loragrass.statistics import frechet_variance, two_sample_test
+from scipy.optimize import minimize
+from loragrass.statistics import frechet_variance, geodesic_regression, two_sample_test
 
 pytestmark = pytest.mark.filterwarnings("ignore::loragrass.karcher.NonUniqueMeanWarning")
 GR = Grassmann()
@@ -129,3 +130,96 @@ def test_variance_of_batches_precisions_and_confidences():
 ])
 def test_errors_of_a_variance(X, options, said):
     with pytest.raises(ValueError, match=said): frechet_variance(X, **options)
+
+# along a number
+
+def curve(n=12, k=3, N=10, size=1., noise=0., seed=0, batch=()): # points at t in [0, 3] on a geodesic of length `size`, its point at 0 and velocity
+    x = orthonormalize(randn(*batch, n, k, seed=seed))
+    u = GR.proju(x, randn(*batch, n, k, seed=seed + 1))
+    u = size / 3 * u / torch.linalg.matrix_norm(u, 2)[..., None, None]
+    t = 3 * torch.rand(N, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    Y = GR.expmap(x, t.view(-1, *[1] * x.ndim) * u)
+    return GR.expmap(Y, noise * GR.proju(Y, randn(N, *batch, n, k, seed=seed + 2))), t, x, u
+
+@pytest.mark.parametrize("n, k, size", [(3, 1, 1.2), (12, 3, .01), (12, 3, 1.4), (60, 4, 1.), (200, 2, 1.)])
+def test_points_on_a_geodesic_are_recovered(n, k, size):
+    Y, t, x, u = curve(n, k, 8, size)
+    fit = geodesic_regression(Y, t)
+    assert fit.converged and fit.point.shape == (n, k) and fit.residual_variance < 1e-16 and abs(fit.center - t.mean()) < 1e-15
+    assert GR.dist(fit.predict(0), x) < 1e-7 and GR.dist(fit.predict(t), Y).max() < 1e-7 and GR.dist(fit.predict([4.]), GR.expmap(x, 4 * u)) < 2e-7
+    assert (fit.rates - torch.linalg.svdvals(u)).abs().max() < 1e-7 and fit.r2 > 1 - 1e-9 and fit.n_iter < 200
+
+def test_two_points_have_the_geodesic_between_them():
+    X, Y = orthonormalize(randn(2, 8, 2))
+    fit = geodesic_regression(torch.stack([X, Y]), [1, 3])
+    assert GR.dist(fit.predict(2), geodesic(X, Y, .5)) < 1e-7 and abs(fit.velocity.norm() - GR.dist(X, Y) / 2) < 1e-7 and fit.n_permutations == 1 and fit.p_value == 1
+
+def test_lines_against_a_search_over_great_circles():
+    Y, t, _, _ = curve(3, 1, 12, 1., .1, seed=5)
+    fit = geodesic_regression(Y, t)
+    def residual(v): # a great circle by a rotation vector and a start, with formulas of the sphere
+        p, w = v[:3] / np.linalg.norm(v[:3]), v[3:] - v[:3] * (v[:3] @ v[3:]) / (v[:3] @ v[:3])
+        s = np.linalg.norm(w)
+        along = np.cos(s * (t.numpy() - fit.center))[:, None] * p + np.sin(s * (t.numpy() - fit.center))[:, None] * w / s
+        return np.mean(np.arccos(np.clip(np.abs((along * Y[..., 0].numpy()).sum(1)), 0, 1)) ** 2)
+    start = np.concatenate([fit.point[:, 0], fit.velocity[:, 0]]) + .05 * randn(6).numpy()
+    best = minimize(residual, start, method="Nelder-Mead", options=dict(xatol=1e-10, fatol=1e-14, maxiter=5000)).fun
+    assert abs(best - fit.residual_variance) < 1e-9 and abs(residual(np.concatenate([fit.point[:, 0], fit.velocity[:, 0]])) - fit.residual_variance) < 1e-12
+
+@pytest.mark.parametrize("noise", [.05, .2])
+def test_no_curve_nearby_is_better(noise):
+    Y, t, _, _ = curve(noise=noise, seed=3)
+    fit, z = geodesic_regression(Y, t), (t - t.mean())[:, None, None]
+    assert fit.converged and fit.grad_norm <= 1e-8 and 0 < fit.r2 < 1 and abs(fit.r2 - 1 + fit.residual_variance / fit.variance) < 1e-12
+    def residual(h, A, B):
+        point, velocity = GR.retr_transp(fit.point, h * A, fit.velocity + h * B)
+        return GR.dist2(GR.expmap(point, z * velocity), Y).mean()
+    for seed in range(8):
+        A, B = (GR.proju(fit.point, randn(12, 3, seed=seed + s)) for s in (0, 50))
+        assert abs(residual(1e-5, A, B) - residual(-1e-5, A, B)) / 2e-5 < 1e-8 and residual(1e-3, A, B) > fit.residual_variance
+
+def test_invariance_batch_and_precision():
+    Y, t, _, _ = curve(noise=.1, batch=(2,), seed=4)
+    both, one = geodesic_regression(Y, t), geodesic_regression(Y[:, 1], t)
+    assert both.point.shape == (2, 12, 3) and both.p_value[1] == one.p_value and abs(both.r2[1] - one.r2) < 1e-12 and both.predict(t).shape == Y.shape and both.rates.shape == (2, 3)
+    assert GR.dist(both.point[1], one.point) < 1e-6
+    Q = orthonormalize(randn(12, 12))
+    turned = geodesic_regression(Q @ Y[:, 1] @ orthonormalize(randn(3, 3)), 10 * t - 7)
+    assert GR.dist(turned.predict(3.), Q @ one.predict(1.)) < 1e-6 and (10 * turned.rates - one.rates).abs().max() < 1e-6 and turned.p_value == one.p_value
+    low = geodesic_regression(Y[:, 1].float(), t.float())
+    assert low.point.dtype == low.velocity.dtype == torch.float32 and low.converged and abs(low.r2 - one.r2) < 1e-5
+    wide = torch.cat([Y[:, 1], torch.zeros(10, 90, 3)], 1) # in ℝ¹⁰², found in the span
+    assert abs(geodesic_regression(wide, t).r2 - one.r2) < 1e-9 and (geodesic_regression(wide, t).velocity[12:].norm() < 1e-12)
+
+def test_directions_are_what_the_curve_turns_towards():
+    Y, t, x, u = curve(size=1.2)
+    fit = geodesic_regression(Y, t)
+    assert (fit.directions.mT @ fit.point).abs().max() < 1e-12 and ((fit.directions * fit.rates).mT @ fit.velocity @ torch.linalg.svd(fit.velocity, full_matrices=False)[2].mT - torch.diag(fit.rates ** 2)).abs().max() < 1e-12
+
+def test_slopes_of_all_orders():
+    Y, t, _, _ = curve(N=5, noise=.5, seed=1)
+    fit, mean = geodesic_regression(Y, t), karcher_mean(Y).mean
+    logs, z = GR.logmap(mean, Y), t - t.mean()
+    lengths = torch.tensor([(z[list(order)][:, None, None] * logs).sum(0).norm() for order in itertools.permutations(range(5))])
+    assert fit.n_permutations == 119 and abs(fit.p_value - (lengths >= lengths[0] - 1e-9).double().mean()) < 1e-12 and fit.smallest_p == 1 / 120
+    assert geodesic_regression(Y, range(5)).smallest_p == 2 / 120 # turned round, the slope is as large
+
+def test_p_of_a_number_that_says_nothing_is_uniform():
+    Y = torch.stack([around(eye(6, 2), 8, .3, seed) for seed in range(300)], 1)
+    p = geodesic_regression(Y, randn(8), n_permutations=99, max_iter=0).p_value
+    for alpha in (.05, .25, .5): assert abs((p <= alpha + 1e-9).double().mean() - alpha) < 3.5 * (alpha * (1 - alpha) / 300) ** .5
+
+def test_a_fit_that_stops_early_says_so_and_one_place_has_no_slope():
+    Y, t, _, _ = curve(noise=.3)
+    short = geodesic_regression(Y, t, max_iter=1)
+    assert short.converged is False and short.n_iter == 1 and short.grad_norm > 1e-8
+    still = geodesic_regression(eye(5, 2).expand(4, 5, 2), range(4))
+    assert still.r2 == 0 and still.rates.max() < 1e-12 and still.p_value == 1
+
+@pytest.mark.parametrize("X, t, said", [
+    (around(eye(7, 2), 3, .1), [1, 2], r"t has shape \(2,\); expected one finite number for each of the 3 points"),
+    (around(eye(7, 2), 3, .1), [1, 2, math.nan], "finite number"), (around(eye(7, 2), 3, .1), [2, 2, 2], "t is 2 for all 3 points; expected numbers that differ"),
+    (eye(7, 2), [1], r"shape \(7, 2\); expected a stack"), (torch.ones(3, 7, 2), [1, 2, 3], "orthonormal"),
+])
+def test_errors_of_a_regression(X, t, said):
+    with pytest.raises(ValueError, match=said): geodesic_regression(X, t)
