@@ -6,6 +6,7 @@ from .karcher import Grassmann as Grassmann, GrassmannExact as GrassmannExact, K
 from .karcher import chordal_mean as chordal_mean, geodesic as geodesic, karcher_mean as karcher_mean
 from .means import flag_mean as flag_mean, karcher_median as karcher_median, principal_geodesics as principal_geodesics, streaming_mean as streaming_mean
 from .clustering import KernelKMeans as KernelKMeans, GrassmannKMeans as GrassmannKMeans
+from .statistics import MatrixLangevin as MatrixLangevin, fit_matrix_langevin as fit_matrix_langevin
 from .statistics import frechet_variance as frechet_variance, geodesic_regression as geodesic_regression, two_sample_test as two_sample_test
 from .lora_io import LoRA as LoRA, LoRACollection as LoRACollection, LoRAFormatError as LoRAFormatError, LoRAUpdate as LoRAUpdate
 from .formats import load as load, load_all as load_all

@@ -6,9 +6,9 @@ Docs: https://loragrass.github.io/loragrass/statistics.html.md"""
 
 # %% auto #0
 __all__ = ['GR', 'TwoSampleTest', 'two_sample_test', 'FrechetVariance', 'frechet_variance', 'GeodesicRegression',
-           'geodesic_regression']
+           'geodesic_regression', 'MatrixLangevin', 'MatrixLangevinFit', 'fit_matrix_langevin']
 
-# %% ../nbs/02d_statistics.ipynb #39f39648
+# %% ../nbs/02d_statistics.ipynb #123fd59a
 import math
 from dataclasses import dataclass
 from itertools import combinations, islice
@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 from .checks import as_basis, as_real, checked
-from .karcher import Grassmann, KarcherMean, karcher_mean, lbfgs_direction
+from .karcher import Grassmann, KarcherMean, chordal_mean, karcher_mean, lbfgs_direction
 from .kernels import pairwise_distances
 
 # %% ../nbs/02d_statistics.ipynb #1043e41a
@@ -265,3 +265,135 @@ def geodesic_regression(
     r2, plain = torch.where(about > 0, 1 - residual / torch.where(about > 0, about, 1.), 0.).clamp(min=0), _plain(batch)
     return GeodesicRegression(point.to(given.dtype), (velocity / scale).to(given.dtype), center, plain(r2), plain(residual), plain(about),
                               plain(chance.p_value), chance.n_permutations, chance.smallest_p, plain(norm <= tol), n_iter, plain(norm))
+
+# %% ../nbs/02d_statistics.ipynb #d8c34299
+def _envelope(a, counts, d): # a (S, m + 1) ≥ 0, of which one is 0
+    "b with Σ counts / (b + 2a) = 1, by bisection: the tightest envelope"
+    low, high = torch.ones_like(a[:, 0]), torch.full_like(a[:, 0], d)
+    for _ in range(60):
+        b = (low + high) / 2
+        above = (counts / (b[:, None] + 2 * a)).sum(-1) > 1
+        low, high = torch.where(above, b, low), torch.where(above, high, b)
+    return high
+
+def _column(others, F, g):
+    "A unit vector (S, n) orthogonal to others (S, n, k − 1), with density exp ‖Fᵀx‖² there"
+    n, d, tiny = others.shape[1], others.shape[1] - others.shape[2], torch.finfo(F.dtype).tiny
+    F = F - others @ (others.mT @ F)
+    w, V = torch.linalg.eigh(F.mT @ F)
+    w = w.clamp(min=0)
+    E, top = F @ V / w.clamp(min=tiny).sqrt()[:, None, :], w[:, -1:] # eigenvectors of FFᵀ, with eigenvalues w
+    a, counts = torch.cat([top - w, top], -1), torch.tensor([1.] * w.shape[-1] + [d - w.shape[-1]]).to(w)
+    b = _envelope(a, counts, d)
+    scale = (1 + 2 * a / b[:, None]).rsqrt() # of the Gaussian along each eigenvector, and elsewhere
+    x, todo = F.new_empty(len(F), n), torch.arange(len(F))
+    def along(V, z): return (V.mT @ z[..., None])[..., 0]
+    def back(V, c): return (V @ c[..., None])[..., 0]
+    while len(todo):
+        o, e, s, c = others[todo], E[todo], scale[todo], b[todo]
+        z = torch.randn(len(todo), n, generator=g, dtype=F.dtype)
+        z = z - back(o, along(o, z))
+        z = s[:, -1:] * z + back(e, (s[:, :-1] - s[:, -1:]) * along(e, z))
+        z = z / z.norm(dim=-1, keepdim=True)
+        u = (top[todo, 0] - (w[todo] * along(e, z).square()).sum(-1)).clamp(min=0)
+        chance = (d - c) / 2 - u + d / 2 * ((c + 2 * u) / d).log()
+        kept = torch.rand(len(todo), generator=g, dtype=F.dtype).log() < chance
+        x[todo[kept]], todo = z[kept], todo[~kept]
+    return x
+
+def _sweep(X, F, g):
+    "Each column of X (S, n, k) drawn anew, given the others"
+    for j in range(X.shape[-1]):
+        others = torch.cat([X[..., :j], X[..., j + 1:]], -1)
+        X = torch.cat([X[..., :j], _column(others, F, g)[..., None], X[..., j + 1:]], -1)
+    turn = torch.randn(len(X), X.shape[-1], X.shape[-1], generator=g, dtype=X.dtype)
+    return torch.linalg.qr(X @ torch.linalg.qr(turn)[0])[0]
+
+# %% ../nbs/02d_statistics.ipynb #44205c77
+@dataclass(frozen=True)
+class MatrixLangevin:
+    "The law on Gr(k, n) with density exp Σ κᵢ ‖mᵢᵀX‖² (Chikuse 2003), in other words the matrix Bingham law"
+    mode: Tensor # (n, m) orthonormal columns mᵢ: the subspace that is likeliest, where m = k
+    concentration: Tensor|float # κ ≥ 0 of each column (m,), or one of all
+
+    def __post_init__(self):
+        mode, kappa = as_basis(self.mode, "mode"), as_real(self.concentration, "concentration", 0)
+        if mode.ndim != 2: raise ValueError(f"mode has shape {tuple(mode.shape)}; expected one subspace (n, m)")
+        if kappa.shape not in ((), (1,), (mode.shape[1],)) or not ((kappa >= 0) & (kappa < math.inf)).all():
+            raise ValueError(f"concentration is {kappa.tolist()}; expected a number ≥ 0, or one for each of the {mode.shape[1]} columns of mode")
+        object.__setattr__(self, "mode", mode)
+        object.__setattr__(self, "concentration", kappa.to(mode).expand(mode.shape[1]))
+
+    def sample(self,
+        N:int, # draws
+        k:int|None=None, # their dimension; None: that of the mode
+        sweeps:int=20, # over the columns, from a uniform start
+        random_state:int=0,
+    )->Tensor: # (N, n, k)
+        "Independent draws, by Gibbs sampling of columns (Hoff 2009)"
+        n, m = self.mode.shape
+        k = m if k is None else k
+        if N < 1 or sweeps < 1 or not 1 <= k < n: raise ValueError(f"N={N}, sweeps={sweeps}, k={k} in ℝ^{n}; expected N ≥ 1, sweeps ≥ 1 and 1 ≤ k < n")
+        g, F = torch.Generator().manual_seed(random_state), (self.mode * self.concentration ** 0.5).cpu() # type: ignore
+        X = torch.linalg.qr(torch.randn(N, n, k, generator=g, dtype=F.dtype))[0]
+        for _ in range(sweeps): X = _sweep(X, F.expand(N, *F.shape), g)
+        return X.to(self.mode.device)
+
+    def log_density(self,
+        X, # (..., n, k) orthonormal columns
+    )->Tensor: # (...)
+        "Σ κᵢ ‖mᵢᵀX‖²: the logarithm of the density, but for a constant"
+        X = as_basis(X, "X")
+        return (self.concentration * (self.mode.mT.to(X) @ X).square().sum(-1)).sum(-1)
+
+# %% ../nbs/02d_statistics.ipynb #f9efdf39
+@dataclass(frozen=True)
+class MatrixLangevinFit:
+    "A law that was fitted, and how well"
+    law: MatrixLangevin
+    std_error: Tensor # (m,) of the concentration, asymptotic; what is simulated adds little to it
+    target: Tensor # (m,) mean ‖mᵢᵀX‖² of the points, corrected for the fitted mode
+    reached: Tensor # (m,) that of draws from the law
+    chance: float # that of uniform subspaces, k/n
+
+def _moments(kappa, n, k, X, g, sweeps):
+    "Draws (S, n, k) that go on from X, and their ‖mᵢᵀX‖² (S, m), for the mode e₁ … e_m"
+    F = torch.eye(n, len(kappa), dtype=X.dtype) * kappa.sqrt()
+    for _ in range(sweeps): X = _sweep(X, F.expand(len(X), n, -1), g)
+    return X, X[:, :len(kappa)].square().sum(-1)
+
+@torch.no_grad()
+@checked
+def fit_matrix_langevin(
+    X, # (N, n, k) orthonormal columns, N ≥ 2, k < n
+    shared:bool=True, # one concentration; False: one for each direction of the mode
+    draws:int=1000, # of each step
+    steps:int=12, # of Newton's method
+    random_state:int=0, # of the draws
+)->MatrixLangevinFit:
+    "The matrix Langevin law of subspaces: chordal mean, and concentration by Monte Carlo maximum likelihood (Geyer & Thompson 1992)"
+    given = as_basis(X, "X")
+    if given.ndim != 3 or len(given) < 2 or given.shape[1] == given.shape[2]:
+        raise ValueError(f"X has shape {tuple(given.shape)}; expected a stack (N, n, k), N ≥ 2, k < n")
+    if draws < 50 or steps < 2: raise ValueError(f"draws={draws}, steps={steps}; expected 50 and 2 or more")
+    X = given.detach().cpu().double()
+    (N, n, k), mode = X.shape, chordal_mean(X).mean
+    shares = (mode.mT @ X).square().sum(-1).mean(0)
+    if 1 - shares.max() < 1e-12: raise ValueError("all points contain one direction; no concentration is large enough for it")
+    target = (1 - (1 - shares) * N / (N - 1)).clamp(min=k / n)
+    if shared: target = target.mean().expand(k)
+    rest = (k - target.sum()) / (n - k)
+    kappa, tied = (k / 2 * (1 / rest - 1 / target)).clamp(min=0), torch.ones(k, 1).double() if shared else torch.eye(k).double()
+    g, beta, path = torch.Generator().manual_seed(random_state), kappa[:1] if shared else kappa, []
+    S = torch.linalg.qr(torch.randn(draws, n, k, generator=g, dtype=X.dtype))[0]
+    for step in range(steps):
+        S, h = _moments(tied @ beta, n, k, S, g, 4 if step else 20)
+        cov = torch.cov((h @ tied).T).reshape(len(beta), -1)
+        newton = torch.linalg.solve(cov, (target - h.mean(0)) @ tied)
+        beta = torch.maximum(torch.minimum(beta + newton, 2 * beta + 1), beta / 2)
+        path.append(beta)
+    beta = torch.stack(path[steps // 2:]).mean(0)
+    S, h = _moments(tied @ beta, n, k, S, g, 4)
+    error = (torch.linalg.inv(torch.cov((h @ tied).T).reshape(len(beta), -1)).diagonal() / N).sqrt()
+    def out(v): return (tied @ v).to(given)
+    return MatrixLangevinFit(MatrixLangevin(mode.to(given), out(beta)), out(error), target.to(given), h.mean(0).to(given), k / n)

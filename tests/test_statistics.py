@@ -6,8 +6,9 @@ import pytest, torch
 from loragrass.karcher import Grassmann, geodesic, karcher_mean
 from loragrass.kernels import pairwise_distances
 from loragrass.plucker import orthonormalize
-from scipy.optimize import minimize
-from loragrass.statistics import frechet_variance, geodesic_regression, two_sample_test
+from scipy.optimize import brentq, minimize
+from scipy.special import hyp1f1
+from loragrass.statistics import MatrixLangevin, fit_matrix_langevin, frechet_variance, geodesic_regression, two_sample_test
 
 pytestmark = pytest.mark.filterwarnings("ignore::loragrass.karcher.NonUniqueMeanWarning")
 GR = Grassmann()
@@ -223,3 +224,71 @@ def test_a_fit_that_stops_early_says_so_and_one_place_has_no_slope():
 ])
 def test_errors_of_a_regression(X, t, said):
     with pytest.raises(ValueError, match=said): geodesic_regression(X, t)
+
+# a law
+
+def watson(kappa, n): return hyp1f1(1.5, n / 2 + 1, kappa) / hyp1f1(.5, n / 2, kappa) / n # mean of (mᵀx)² of a line
+
+@pytest.mark.parametrize("n, kappa", [(3, .5), (3, 30.), (12, 8.), (40, 100.)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_lines_have_the_moments_of_watson(n, kappa, dtype):
+    law = MatrixLangevin(orthonormalize(randn(n, 1)).to(dtype), kappa)
+    x = law.sample(4000, sweeps=1)
+    h = (law.mode.mT @ x).square()
+    assert x.dtype == dtype and x.shape == (4000, n, 1) and (x.mT @ x - 1).abs().max() < 1e-5 and abs(h.mean() - watson(kappa, n)) < 4 * h.std() / 4000 ** .5
+
+def test_planes_of_space_are_normals():
+    for kappa in (1., 6.):
+        h = MatrixLangevin(eye(3, 1), kappa).sample(4000, k=2)[:, 0].square().sum(-1)
+        assert abs(h.mean() - 1 + watson(-kappa, 3)) < 4 * h.std() / 4000 ** .5
+
+def test_no_concentration_is_uniform_and_a_large_one_is_normal():
+    h = MatrixLangevin(eye(9, 3), 0).sample(2000).square().sum(-1)
+    assert (h.mean(0) - 1 / 3).abs().max() < 4 * h.std() / 2000 ** .5
+    u = GR.logmap(eye(9, 3), MatrixLangevin(eye(9, 3), 5000).sample(1000))[:, 3:]
+    assert abs(u.square().mean() * 1e4 - 1) < .06 and u.mean(0).abs().max() < 5 * u.std() / 1000 ** .5 and (torch.cov(u.flatten(1).T) * 1e4 - torch.eye(18)).abs().max() < .25
+
+def test_concentrations_belong_to_directions():
+    law = MatrixLangevin(torch.eye(6, dtype=torch.float64)[:, [4, 1]], [20., 2.])
+    h = law.sample(1500).square().sum(-1).mean(0)
+    assert h[4] > h[1] + .2 and h[1] > h[[0, 2, 3, 5]].max() + .05
+    X = randn(7, 6, 2)
+    X = orthonormalize(X)
+    assert (law.log_density(X) - (20 * X[:, 4].square().sum(-1) + 2 * X[:, 1].square().sum(-1))).abs().max() < 1e-13
+
+def test_draws_have_a_seed_and_are_independent():
+    law = MatrixLangevin(eye(6, 2), 3.)
+    assert law.sample(5).equal(law.sample(5)) and not law.sample(5).equal(law.sample(5, random_state=1))
+    h = law.sample(2001).square()[:, 0].sum(-1)
+    assert abs(torch.corrcoef(torch.stack([h[1:], h[:-1]]))[0, 1]) < .08
+
+def test_the_fit_of_lines_is_the_exact_one():
+    X = MatrixLangevin(eye(5, 1), 9.).sample(60, random_state=2)
+    fit = fit_matrix_langevin(X, draws=3000)
+    exact = brentq(lambda kappa: watson(kappa, 5) - float(fit.target), .1, 100)
+    slope = (watson(exact + 1e-4, 5) - watson(exact - 1e-4, 5)) / 2e-4
+    assert abs(fit.law.concentration / exact - 1) < .03 and abs(fit.std_error * (60 * slope) ** .5 - 1) < .15 and fit.chance == .2
+
+def test_the_fit_is_within_its_errors():
+    z = []
+    for seed in range(12):
+        fit = fit_matrix_langevin(MatrixLangevin(eye(10, 3), 25.).sample(40, sweeps=8, random_state=seed), draws=150, steps=8)
+        z.append(float((fit.law.concentration[0] - 25) / fit.std_error[0]))
+    assert abs(np.mean(z)) < .9 and .5 < np.std(z) < 1.7
+
+def test_the_fit_of_directions():
+    law = MatrixLangevin(eye(8, 2), [40., 8.])
+    fit = fit_matrix_langevin(law.sample(200, random_state=1).float(), shared=False, draws=600)
+    assert fit.law.mode.dtype == torch.float32 and GR.dist(fit.law.mode.double(), eye(8, 2)) < .2
+    assert ((fit.law.concentration - torch.tensor([40., 8.])).abs() < 4 * fit.std_error).all() and (fit.reached - fit.target).abs().max() < .02
+
+@pytest.mark.parametrize("make, said", [
+    (lambda: MatrixLangevin(eye(5, 2), -1.), "concentration is -1.0; expected a number ≥ 0, or one for each of the 2"),
+    (lambda: MatrixLangevin(eye(5, 2), [1., 2., 3.]), "2 columns of mode"), (lambda: MatrixLangevin(eye(5, 2), math.nan), "concentration is nan"),
+    (lambda: MatrixLangevin(torch.ones(5, 2), 1.), "orthonormal"), (lambda: MatrixLangevin(torch.eye(4).expand(2, 4, 4), 1.), r"shape \(2, 4, 4\); expected one subspace"),
+    (lambda: MatrixLangevin(eye(5, 2), 1.).sample(3, k=5), r"k=5 in ℝ\^5; expected"), (lambda: MatrixLangevin(eye(5, 2), 1.).sample(0), "N=0"),
+    (lambda: fit_matrix_langevin(eye(5, 2)), r"shape \(5, 2\); expected a stack"), (lambda: fit_matrix_langevin(eye(5, 2).expand(3, 5, 2)), "all points contain one direction"),
+    (lambda: fit_matrix_langevin(around(eye(5, 2), 3, .1), draws=2), "draws=2, steps=12"),
+])
+def test_errors_of_a_law(make, said):
+    with pytest.raises(ValueError, match=said): make()
