@@ -70,13 +70,13 @@ def _by_chance(K, z, n_permutations, random_state):
     p = (as_large.double() + (0 if exact else 1)) / (n + 1)
     return _Chance(statistic, p, n, exact, (2 if exact and mirrored else 1) / (n + 1))
 
-# %% ../nbs/02d_statistics.ipynb #a9539d74
+# %% ../nbs/02d_statistics.ipynb #681f9be7
 @dataclass(frozen=True)
 class TwoSampleTest:
     "How different two groups are, and how often that is so by chance; for a batch, tensors of the batch's shape"
     p_value: float|Tensor # share of groupings of these points that are as different, the given one included
     statistic: float|Tensor # the energy distance of the groups
-    effect: float|Tensor # the same over 2 × the mean distance between them: 0, they are alike, to 1, each is one point
+    effect: float|Tensor # 1 − mean distance of two points of one group / of different groups: about 0, they are alike, to 1, each is one point
     n_permutations: int # groupings beside the given one
     exact: bool # all that there are; else random ones
     smallest_p: float # with so few points or permutations, p cannot be smaller
@@ -95,6 +95,13 @@ def _two_kinds(D, labels):
         raise ValueError(f"Y has shape {kind.shape} and {len(kinds)} values; with metric='precomputed', expected the group of each of the {len(D)} points, of two")
     return D[None], torch.as_tensor(kind), ()
 
+def _effect(D, kind):
+    "1 − mean distance within groups, of two points, over that between them; 0 where all points are one"
+    inside = [D[:, kind == i][:, :, kind == i] for i in (0, 1)]
+    within = torch.stack([d.sum((-2, -1)) / (len(d[0]) * (len(d[0]) - 1)) for d in inside if len(d[0]) > 1]).mean(0)
+    between = D[:, kind == 0][:, :, kind == 1].mean((-2, -1))
+    return torch.where(between > 0, 1 - within / torch.where(between > 0, between, 1.), 0.)
+
 def _all_distances(X, Y, metric):
     "(B, N + M, N + M), the group of each point, and the shape of the batch"
     if any(isinstance(v, (list, tuple)) for v in (X, Y)):
@@ -110,7 +117,7 @@ def _all_distances(X, Y, metric):
     D = torch.stack([pairwise_distances(points.contiguous(), metric=metric) for points in flat])
     return D, torch.tensor([0] * len(X) + [1] * len(Y)), batch
 
-# %% ../nbs/02d_statistics.ipynb #801ee234
+# %% ../nbs/02d_statistics.ipynb #d9b70fd0
 @torch.no_grad()
 @checked
 def two_sample_test(
@@ -126,9 +133,7 @@ def two_sample_test(
     if not N or not M or N + M < 3: raise ValueError(f"groups of {N} and {M} points; expected three points or more, in two groups")
     z = torch.where(kind == 0, torch.tensor(1 / N, dtype=torch.float64), -1 / M)
     chance = _by_chance(-D, z, n_permutations, random_state)
-    between = D[:, kind == 0][:, :, kind == 1].double().mean((-2, -1)).cpu()
-    effect = chance.statistic / (2 * between).clamp(min=torch.finfo(torch.float64).tiny)
-    plain = _plain(batch)
+    plain, effect = _plain(batch), _effect(D.double().cpu(), kind)
     return TwoSampleTest(plain(chance.p_value), plain(chance.statistic), plain(effect), *chance[2:])
 
 # %% ../nbs/02d_statistics.ipynb #1389b1af

@@ -64,6 +64,12 @@ def test_a_batch_is_as_many_tests_and_lists_have_points_of_several_dimensions():
     assert several.n_permutations == math.comb(9, 4) - 1
     assert two_sample_test(list(X[:, 0]), list(Y[:, 0]), n_permutations=200).p_value == batch.p_value[0]
 
+def test_the_effect_is_what_groups_keep_from_each_other():
+    D = torch.tensor([[0, 1, 4, 4], [1, 0, 4, 4], [4, 4, 0, 3], [4, 4, 3, 0]], dtype=torch.float64)
+    assert abs(two_sample_test(D, [0, 0, 1, 1], "precomputed").effect - .5) < 1e-15 and abs(two_sample_test(D[:3, :3], [0, 0, 1], "precomputed").effect - .75) < 1e-15
+    effects = torch.stack([torch.tensor(two_sample_test(around(eye(6, 2), N, .3, 2 * i), around(eye(6, 2), 4, .3, 2 * i + 1), n_permutations=1).effect) for N in (3, 12) for i in range(100)])
+    assert effects.view(2, 100).mean(1).abs().max() < .03 # alike, of any size
+
 def test_invariance_and_precision():
     X, Y = around(eye(7, 2), 9, .2, 1), around(eye(7, 2), 8, .2, 2)
     test = two_sample_test(X, Y, n_permutations=300)
