@@ -13,13 +13,14 @@ __all__ = ['SOLVERS', 'angle_of_cosine', 'Grassmann', 'GrassmannExact', 'geodesi
 # %% ../nbs/02_karcher.ipynb #49d536ec
 import math, warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from .checks import as_basis, as_pair, as_real, caller_level, check_orthonormal, check_same_space, moved, renamed
 from .plucker import principal_angles
 
@@ -161,6 +162,7 @@ def _of_square(M, f): # M (..., k, k)
     return _Spectral.apply(f, False, R, s, Qh.mT, M)
 
 # %% ../nbs/02_karcher.ipynb #bd019f60
+def _dot(u, v): return (u * v).sum((-2, -1), keepdim=True)
 def _horizontal(x, u): return u - x @ (x.mT @ u)
 
 def _polar(x): return x @ _of_gram(x.mT @ x, _rsqrt)[0] # orthonormal (again), the nearest representative
@@ -249,6 +251,15 @@ class Grassmann(Manifold):
     def inner(self, x, u, v=None, *, keepdim=False): return (u * (u if v is None else v)).sum((-2, -1), keepdim=keepdim)
     def proju(self, x, u): return _horizontal(x, u)
     egrad2rgrad = proju
+
+    def ehess2rhess(self, x, egrad, ehess, u): # ehess: the derivative of egrad along the horizontal u
+        return _horizontal(x, ehess) - _horizontal(x, u) @ (x.mT @ egrad)
+
+    def sectional_curvature(self, x, u, v, *, keepdim=False): # NaN where u and v are parallel
+        u, v = _horizontal(x, u), _horizontal(x, v)
+        uv, area = u.mT @ v, _dot(u, u) * _dot(v, v) - _dot(u, v).square()
+        curvature = (_dot(u.mT @ u, v.mT @ v) + _dot(uv, uv) - 2 * _dot(uv, uv.mT)) / area
+        return curvature if keepdim else curvature[..., 0, 0]
 
     def projx(self, x): # any full-rank x: not by the Gram matrix, which squares the condition
         Q, R = torch.linalg.qr(x)
@@ -580,8 +591,6 @@ def chordal_mean(
 def _plain(batch): return (lambda t: t.reshape(batch)) if batch else (lambda t: t.item()) # what a result holds
 
 # %% ../nbs/02_karcher.ipynb #3028afff
-def _dot(u, v): return (u * v).sum((-2, -1), keepdim=True)
-
 def lbfgs_direction(
     g:Tensor, # (..., n, k) negative gradient
     pairs:list, # [(s, z, 1/⟨s, z⟩), …]: steps, what each took off g, and (..., 1, 1) numbers, 0 of a pair that is not to count
@@ -807,19 +816,7 @@ def _starts(points, leading, k, restarts, random_state):
         pick = torch.randperm(A.shape[-1], generator=torch.Generator().manual_seed(random_state + i), device="cpu")[:k]
         yield torch.linalg.qr(A[..., pick.to(A.device)])[0]
 
-@renamed(method="solver")
-@torch.no_grad()
-def karcher_mean(
-    X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ), of which the min(kᵢ, k) angles to the mean count (Ye & Lim 2016); detached: no gradient flows to them
-    weights=None, # (N,) or (N, ...), normalised to sum 1
-    solver:str="auto", # "lbfgs", or geoopt's RiemannianSGD ("geoopt"), slower, to check against
-    tol:float|None=None, # on the norm of the gradient; None: 1e-8, in float32 2e-6
-    max_iter:int=500, # steps of the descent
-    k:int|None=None, # dimension of the mean; None: that of the points
-    restarts:int=0, # further descents, each from k random columns of the points; the best one is returned
-    random_state:int=0, # of those columns
-)->KarcherMean:
-    "The subspace with the least mean squared geodesic distance (Karcher 1977), and whether it is the only one"
+def _karcher_mean(X, weights, solver, tol, max_iter, k, restarts, random_state):
     if solver not in SOLVERS: raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
     if restarts < 0 or max_iter < 0: raise ValueError(f"restarts={restarts}, max_iter={max_iter}; expected 0 or more")
     points, k, batch, lift = in_span(X, weights, k)
@@ -832,6 +829,78 @@ def karcher_mean(
     seen = evidence(means[best], points)
     if not _enclosed(means[best], seen, leading)[2].all(): leading = dense_directions(points, k) # a bound is what is proven
     return with_evidence(means[best], norms[best], n_iter[best], spread, seen, leading, batch, tol, lift)
+
+# %% ../nbs/02_karcher.ipynb #80be2eb9
+def _solved(H, b, steps=1000):
+    "H⁻¹b by conjugate gradients, for a symmetric positive H of each problem; and whether it was one"
+    v, r, p, rr = torch.zeros_like(b), b, b, _dot(b, b)
+    enough, positive = 1e-24 * rr, torch.ones_like(rr, dtype=torch.bool)
+    for _ in range(steps):
+        if (rr <= enough).all(): break
+        Hp = H(p)
+        bend, live = _dot(p, Hp), rr > enough
+        positive &= (bend > 0) | ~live
+        alpha = torch.where(live, rr / bend, 0.)
+        v, r = v + alpha * p, r - alpha * Hp
+        p, rr = r + torch.where(live, _dot(r, r) / rr, 0.) * p, _dot(r, r)
+    return v, bool((positive & (rr <= 1e8 * enough)).all())
+
+class _Implicit(torch.autograd.Function):
+    "A mean (..., n, k) as a function of its points (N, ..., n, k) and weights (N, ...) of sum 1"
+
+    @staticmethod
+    def forward(ctx, mean, Y, w):
+        ctx.save_for_backward(mean, Y, w)
+        return mean.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        mean, points, weights = ctx.saved_tensors
+        x, Y, w = _polar(mean.double()), _polar(points.double()), weights.double()
+        def pull(x, Y=Y, w=w): return (w[..., None, None] * _log(x, Y)).sum(0)
+        def hessian(u): return -_horizontal(x, torch.func.jvp(pull, (x,), (u,))[1])
+        v, definite = _solved(hessian, _horizontal(x, grad.double()))
+        if not definite:
+            raise ValueError("the mean has no derivative: the Hessian of the variance is not positive definite there, as where "
+                             "there are several means; look at .unique and .converged, or take chordal_mean")
+        with torch.enable_grad():
+            Y, w = Y.requires_grad_(), w.requires_grad_()
+            to_points, to_weights = torch.autograd.grad((pull(x, Y, w) * v).sum(), (Y, w))
+        return None, _horizontal(Y.detach(), to_points).to(points), to_weights.to(weights)
+
+def _with_gradient(found, X, weights):
+    "The same, with a mean that knows how it follows the points and weights, if one of them asks"
+    points = [*X] if isinstance(X, (list, tuple)) else [X]
+    asked = any(isinstance(v, Tensor) and v.requires_grad for v in (*points, weights))
+    if not asked or not torch.is_grad_enabled(): return found
+    k, points = found.mean.shape[-1], [as_real(x) for x in points]
+    if any(x.shape[-1] != k for x in points):
+        dims = sorted({x.shape[-1] for x in points})
+        raise ValueError(f"points of dimensions {dims} have a mean of dimension {k}; its gradient is known for points of its own "
+                         "dimension only: detach() the points and weights")
+    Y = (torch.stack(points) if isinstance(X, (list, tuple)) else points[0]).to(found.mean)
+    w = as_real(torch.ones(len(Y)) if weights is None else weights, "weights", 0).to(Y)
+    w = w / w.detach().amax(0)
+    w = (w / w.sum(0)).reshape(*w.shape, *[1] * (Y.ndim - 2 - w.ndim)).expand(Y.shape[:-2])
+    return replace(found, mean=_Implicit.apply(found.mean, Y, w))
+
+# %% ../nbs/02_karcher.ipynb #a5650737
+@renamed(method="solver")
+def karcher_mean(
+    X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ), of which the min(kᵢ, k) angles to the mean count (Ye & Lim 2016)
+    weights=None, # (N,) or (N, ...), normalised to sum 1
+    solver:str="auto", # "lbfgs", or geoopt's RiemannianSGD ("geoopt"), slower, to check against
+    tol:float|None=None, # on the norm of the gradient; None: 1e-8, in float32 2e-6
+    max_iter:int=500, # steps of the descent
+    k:int|None=None, # dimension of the mean; None: that of the points
+    restarts:int=0, # further descents, each from k random columns of the points; the best one is returned
+    random_state:int=0, # of those columns
+)->KarcherMean:
+    "The subspace with the least mean squared geodesic distance (Karcher 1977), and whether it is the only one"
+    with torch.no_grad(): found = _karcher_mean(X, weights, solver, tol, max_iter, k, restarts, random_state)
+    return _with_gradient(found, X, weights)
+
 
 # %% ../nbs/02_karcher.ipynb #540e505a
 __getattr__ = moved(__name__, METHODS="loragrass.karcher.SOLVERS")

@@ -449,3 +449,35 @@ def test_points_of_two_manifolds_are_refused(cls):
     for y in (EYE[:, :2], EYE[:8, :3]):
         for f in (m.dist, m.dist2, m.logmap, lambda x, y: m.transp(x, y, x), geodesic if y.shape[-2] == 12 else m.dist):
             with pytest.raises(ValueError, match=r"points of Gr\(3, 12\) and Gr\((2, 12|3, 8)\)"): f(*(x, y, .5) if f is geodesic else (x, y))
+
+# --- the Riemannian Hessian and the curvature
+
+@both
+def test_the_hessian_is_the_second_derivative_along_geodesics(cls, dtype):
+    m, (x, Q, u, v), S = cls(), case(dtype), torch.diag(torch.arange(12.)).to(dtype)
+    def f(x): return (x.mT @ S @ x).det() + (x.mT @ S @ x).trace().square()
+    def hess(x, u): return m.ehess2rhess(x, *torch.func.jvp(torch.func.grad(f), (x,), (u,)), u)
+    second = torch.func.hessian(lambda t: f(m.expmap(x, t * u)))(torch.zeros((), dtype=dtype))
+    size = 1e4 * (1 if dtype == torch.float64 else 1e2)
+    assert abs((u * hess(x, u)).sum() - second) < size * torch.finfo(dtype).eps * abs(second)
+    assert close((v * hess(x, u)).sum(), (u * hess(x, v)).sum(), dtype, size) and m.check_vector_on_tangent(x, hess(x, u) / second)
+    assert close(hess(x @ Q, u @ Q), hess(x, u) @ Q, dtype, size)
+
+@both
+def test_curvature(cls, dtype):
+    m, eps = cls(), 200 * torch.finfo(dtype).eps
+    x, Q, u, v = case(dtype, batch=(50,))
+    K = m.sectional_curvature(x, u, v)
+    assert K.shape == (50,) and K.min() >= -eps and K.max() <= 2 + eps and m.sectional_curvature(x, u, v, keepdim=True).shape == (50, 1, 1)
+    assert close(m.sectional_curvature(x @ Q, u @ Q, (v + 2 * u) @ Q), K, dtype, 100) # of the plane, in any basis
+    x, _, u, v = case(dtype, k=1, batch=(9,))
+    assert close(m.sectional_curvature(x, u, v), torch.ones(9), dtype, 10) # lines: a sphere
+    assert m.sectional_curvature(x[0], u[0], u[0]).isnan()
+
+def test_curvature_is_how_geodesics_approach_each_other():
+    x, _, u, v = case(batch=(20,), seed=4)
+    u = u / u.norm(dim=(-2, -1), keepdim=True)
+    v = v - (u * v).sum((-2, -1), keepdim=True) * u
+    v, t, m = v / v.norm(dim=(-2, -1), keepdim=True), 2e-2, Grassmann()
+    apart = m.dist2(m.expmap(x, t * u), m.expmap(x, t * v))
+    assert ((2 * t ** 2 - apart) * 3 / t ** 4 - m.sectional_curvature(x, u, v)).abs().max() < 2e-3

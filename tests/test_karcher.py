@@ -159,7 +159,7 @@ def test_inputs_stay_as_they_are():
     before = Y.clone()
     for f in (karcher_mean, chordal_mean, karcher_median, flag_mean, principal_geodesics): f(Y)
     assert Y.equal(before) and karcher_mean(Y.numpy()).mean.equal(karcher_mean(Y).mean) and karcher_mean(Y).mean.equal(karcher_mean(Y).mean)
-    assert not karcher_mean(Y.clone().requires_grad_()).mean.requires_grad
+    assert not chordal_mean(Y.clone().requires_grad_()).mean.requires_grad
 
 @pytest.mark.parametrize("mean", [lambda Y: karcher_mean(Y, max_iter=0).mean, lambda Y: karcher_median(Y, max_iter=0).median, lambda Y: streaming_mean([Y], max_iter=0).mean])
 def test_a_start_that_eight_steps_do_not_find_is_orthonormal(mean): # no gap after the k-th eigenvalue
@@ -409,3 +409,54 @@ def test_forward_over_forward_is_refused_and_the_other_orders_are_right(): # PyT
         for order in (jacfwd(jacrev(f)), jacrev(jacfwd(f)), hessian(f)): assert abs(order(t) - second) < 1e-5 * (1 + abs(second)), name
         with pytest.raises(NotImplementedError, match="take torch.func.hessian"): jacfwd(jacfwd(f))(t)
     assert vmap(vmap(jacfwd(maps["dist2"])))(torch.rand(2, 2, dtype=torch.float64)).shape == (2, 2)
+
+# the derivative of a mean
+
+def slope(f, Y, u, w=None, a=None, h=1e-4): # central difference, the points moved along u and the weights along a
+    ahead, behind = (f(_exp(Y, s * u), None if w is None else w + s * a) for s in (h, -h))
+    return (ahead - behind) / (2 * h)
+
+def score(x): return (x * torch.linspace(1, 2, x.shape[-2], dtype=x.dtype)[:, None]).square().sum((-2, -1)) # of a subspace
+
+@pytest.mark.parametrize("N, n, k, batch, size", [(5, 12, 3, (), .6), (3, 9, 1, (), 1.), (4, 10, 2, (3,), .5), (2, 40, 2, (2, 2), .4), (6, 8, 4, (), .9)])
+def test_a_mean_follows_its_points_and_weights(N, n, k, batch, size):
+    Y = cloud(N, n, k, size, batch)
+    w, u, a = torch.rand(N, dtype=torch.float64) + .5, _horizontal(Y, randn(*Y.shape, seed=7)), randn(N, seed=8)
+    def f(Y, w): return score(karcher_mean(Y, w, tol=1e-12).mean).sum()
+    points, weights = Y.clone().requires_grad_(), w.clone().requires_grad_()
+    to_points, to_weights = torch.autograd.grad(f(points, weights), (points, weights))
+    assert abs(slope(f, Y, u, w, a) - (u * to_points).sum() - (a * to_weights).sum()) < 1e-6
+    assert (Y.mT @ to_points).abs().max() < 1e-12 and abs((w * to_weights).sum()) < 1e-9 # tangent; a common factor of the weights does nothing
+    each = torch.rand(N, *batch, dtype=torch.float64) + .5 # weights of each problem
+    alone = each.clone().requires_grad_()
+    to_each, = torch.autograd.grad(f(Y, alone), alone)
+    assert abs(slope(f, Y, 0 * u, each, each.flip(0)) - (each.flip(0) * to_each).sum()) < 1e-6
+
+def test_gradients_reach_lists_raw_matrices_and_both_precisions():
+    A = cloud(4, 10, 2, .5) + .05 * randn(4, 10, 2, seed=3)
+    def f(A): return score(karcher_mean([orthonormalize(a) for a in A], tol=1e-12).mean)
+    raw, u = A.clone().requires_grad_(), randn(4, 10, 2, seed=4)
+    grad, = torch.autograd.grad(f(raw), raw)
+    assert abs((f(A + 1e-4 * u) - f(A - 1e-4 * u)) / 2e-4 - (u * grad).sum()) < 1e-6
+    low = A.float().requires_grad_()
+    rough, = torch.autograd.grad(f(low), low)
+    assert rough.dtype == torch.float32 and (rough - grad).abs().max() < 1e-3 * grad.abs().max()
+
+def test_a_mean_has_a_gradient_only_if_one_is_asked_for():
+    Y = cloud(4, 10, 2, .5)
+    points = Y.clone().requires_grad_()
+    assert not karcher_mean(Y).mean.requires_grad and karcher_mean(points).mean.requires_grad and karcher_mean(Y, torch.ones(4, requires_grad=True)).mean.requires_grad
+    with torch.no_grad(): assert not karcher_mean(points).mean.requires_grad
+    assert karcher_mean(points).mean.equal(karcher_mean(Y).mean) and isinstance(karcher_mean(points).variance, float)
+    grad, = torch.autograd.grad(score(karcher_mean(points).mean), points, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"): grad.sum().backward()
+
+def test_a_mean_without_a_derivative_says_so():
+    x, e = torch.eye(4, dtype=torch.float64)[:, :2], torch.eye(4, dtype=torch.float64)[:, 2:]
+    points = torch.stack([x, _exp(x, 1.2 * e), _exp(x, -1.2 * e)]).requires_grad_()
+    saddle = karcher_mean(points, [2., 1, 1]) # x by symmetry, between two means that are turned against each other
+    assert saddle.converged and dist(saddle.mean.detach(), x) < 1e-7 and karcher_mean(points.detach(), [2., 1, 1], restarts=8).variance < saddle.variance - .01
+    with pytest.raises(ValueError, match="Hessian of the variance is not positive definite.*chordal_mean"): (randn(4, 2) * saddle.mean).sum().backward()
+    several = [randn(9, l, seed=l) for l in (1, 2)]
+    with pytest.raises(ValueError, match=r"dimensions \[1, 2\] have a mean of dimension 2.*detach"):
+        karcher_mean([orthonormalize(x).requires_grad_() for x in several], k=2)
