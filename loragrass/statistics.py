@@ -70,13 +70,13 @@ def _by_chance(K, z, n_permutations, random_state):
     p = (as_large.double() + (0 if exact else 1)) / (n + 1)
     return _Chance(statistic, p, n, exact, (2 if exact and mirrored else 1) / (n + 1))
 
-# %% ../nbs/02d_statistics.ipynb #681f9be7
+# %% ../nbs/02d_statistics.ipynb #c870ac8f
 @dataclass(frozen=True)
 class TwoSampleTest:
     "How different two groups are, and how often that is so by chance; for a batch, tensors of the batch's shape"
     p_value: float|Tensor # share of groupings of these points that are as different, the given one included
     statistic: float|Tensor # the energy distance of the groups
-    effect: float|Tensor # 1 − mean distance of two points of one group / of different groups: about 0, they are alike, to 1, each is one point
+    effect: float|Tensor # 1 − mean distance within groups / between them: about 0 where alike, 1 where each is one point
     n_permutations: int # groupings beside the given one
     exact: bool # all that there are; else random ones
     smallest_p: float # with so few points or permutations, p cannot be smaller
@@ -86,13 +86,15 @@ def _plain(batch): return (lambda v: v.reshape(batch)) if batch else (lambda v: 
 def _two_kinds(D, labels):
     "Check distances of all pairs, and which group each point is in"
     D = as_real(D, "X").detach()
-    error = f"X has shape {tuple(D.shape)}; with metric='precomputed', expected distances of all pairs (N, N), symmetric, not negative, diagonal 0"
+    error = (f"X has shape {tuple(D.shape)}; with metric='precomputed', expected distances of all pairs (N, N), "
+             "symmetric, not negative, diagonal 0")
     if D.ndim != 2 or D.shape[0] != D.shape[1]: raise ValueError(error)
     scale = 1e-4 * D.abs().max()
-    if not ((D - D.mT).abs().max() <= scale and D.min() >= -scale and D.diagonal().abs().max() <= scale): raise ValueError(error)
+    if not max((D - D.mT).abs().max(), -D.min(), D.diagonal().abs().max()) <= scale: raise ValueError(error)
     kinds, kind = np.unique(np.asarray(labels), return_inverse=True)
     if kind.shape != (len(D),) or len(kinds) != 2:
-        raise ValueError(f"Y has shape {kind.shape} and {len(kinds)} values; with metric='precomputed', expected the group of each of the {len(D)} points, of two")
+        raise ValueError(f"Y has shape {kind.shape} and {len(kinds)} values; with metric='precomputed', "
+                         f"expected the group of each of the {len(D)} points, of two")
     return D[None], torch.as_tensor(kind), ()
 
 def _effect(D, kind):
@@ -109,20 +111,23 @@ def _all_distances(X, Y, metric):
         return D, torch.tensor([0] * len(X) + [1] * len(Y)), ()
     X, Y = as_basis(X, "X"), as_basis(Y, "Y")
     if X.ndim < 3 or X.shape[1:-1] != Y.shape[1:-1]:
-        raise ValueError(f"X and Y have shapes {tuple(X.shape)} and {tuple(Y.shape)}; expected stacks (N, ..., n, k) and (M, ..., n, l), alike between")
-    if X.shape[-1] != Y.shape[-1]: raise ValueError(f"X and Y have dimensions {X.shape[-1]} and {Y.shape[-1]}; pass two lists of (n, k) to compare subspaces of several")
+        raise ValueError(f"X and Y have shapes {tuple(X.shape)} and {tuple(Y.shape)}; "
+                         "expected stacks (N, ..., n, k) and (M, ..., n, k), alike but for N and M")
+    if X.shape[-1] != Y.shape[-1]:
+        raise ValueError(f"X and Y have dimensions {X.shape[-1]} and {Y.shape[-1]}; "
+                         "pass two lists of (n, k) to compare subspaces of several")
     dtype = torch.promote_types(X.dtype, Y.dtype)
     both, batch = torch.cat([X.to(dtype), Y.to(dtype)]), X.shape[1:-2]
     flat = both.reshape(len(both), -1, *both.shape[-2:]).transpose(0, 1)
     D = torch.stack([pairwise_distances(points.contiguous(), metric=metric) for points in flat])
     return D, torch.tensor([0] * len(X) + [1] * len(Y)), batch
 
-# %% ../nbs/02d_statistics.ipynb #d9b70fd0
+# %% ../nbs/02d_statistics.ipynb #031d883e
 @torch.no_grad()
 @checked
 def two_sample_test(
-    X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ); with "precomputed", (N + M, N + M) distances of all pairs
-    Y, # (M, ..., n, k), or a list; with "precomputed", (N + M,) the group of each point
+    X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ); "precomputed": (N + M, N + M) distances of all pairs
+    Y, # (M, ..., n, k), or a list; "precomputed": (N + M,) the group of each point
     metric:str="chordal", # a name of METRICS, or "precomputed"
     n_permutations:int=9999, # at most so many groupings; all of them where there are no more
     random_state:int=0, # of the groupings
@@ -130,13 +135,14 @@ def two_sample_test(
     "Do two groups of subspaces have one law? A permutation test of their energy distance (Székely & Rizzo 2004)"
     D, kind, batch = _two_kinds(X, Y) if metric == "precomputed" else _all_distances(X, Y, metric)
     N, M = (int((kind == i).sum()) for i in (0, 1))
-    if not N or not M or N + M < 3: raise ValueError(f"groups of {N} and {M} points; expected three points or more, in two groups")
+    if not N or not M or N + M < 3:
+        raise ValueError(f"groups of {N} and {M} points; expected three points or more, in two groups")
     z = torch.where(kind == 0, torch.tensor(1 / N, dtype=torch.float64), -1 / M)
     chance = _by_chance(-D, z, n_permutations, random_state)
     plain, effect = _plain(batch), _effect(D.double().cpu(), kind)
     return TwoSampleTest(plain(chance.p_value), plain(chance.statistic), plain(effect), *chance[2:])
 
-# %% ../nbs/02d_statistics.ipynb #1389b1af
+# %% ../nbs/02d_statistics.ipynb #e0845482
 @dataclass(frozen=True)
 class FrechetVariance:
     "A variance and the interval that covers it; for a batch, tensors of the batch's shape"
@@ -153,15 +159,18 @@ def frechet_variance(
     X, # (N, ..., n, k) orthonormal columns, N ≥ 2
     confidence:float=0.95, # how often the interval is to cover
 )->FrechetVariance:
-    "Mean squared distance to the Karcher mean, with an asymptotic interval (Dubey & Müller 2019), corrected for small N"
+    "Mean squared distance to the Karcher mean, and an asymptotic interval (Dubey & Müller 2019), corrected for small N"
     X = as_basis(X, "X")
-    if X.ndim < 3 or len(X) < 2: raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k), N ≥ 2")
-    if not 0 < confidence < 1: raise ValueError(f"confidence={confidence}; expected a number between 0 and 1, such as 0.95")
+    if X.ndim < 3 or len(X) < 2:
+        raise ValueError(f"X has shape {tuple(X.shape)}; expected a stack (N, ..., n, k), N ≥ 2")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}; expected a number between 0 and 1, such as 0.95")
     N, mean = len(X), karcher_mean(X)
     e = Grassmann().dist2(mean.mean, X) * N / (N - 1)
     variance, error = e.mean(0), e.std(0) / N ** 0.5
     reach, plain = float(stats.t.ppf((1 + confidence) / 2, N - 1)) * error, _plain(X.shape[1:-2])
-    return FrechetVariance(plain(variance), plain((variance - reach).clamp(min=0)), plain(variance + reach), plain(error), confidence, mean)
+    low, high = (variance - reach).clamp(min=0), variance + reach
+    return FrechetVariance(plain(variance), plain(low), plain(high), plain(error), confidence, mean)
 
 # %% ../nbs/02d_statistics.ipynb #8016587d
 GR = Grassmann()
@@ -234,13 +243,15 @@ def _fit_curve(X, z, point, velocity, tol, max_iter):
         n_iter += steps
         with torch.no_grad(): point, velocity = moved(Z)
 
-# %% ../nbs/02d_statistics.ipynb #bb6c1bab
+# %% ../nbs/02d_statistics.ipynb #b5ac07e0
 def _numbers(t, N):
     "t of the regression, checked: float64 (N,), its mean and its standard deviation"
     t = as_real(t, "t", 0).detach().cpu().double()
-    if t.shape != (N,) or not t.isfinite().all(): raise ValueError(f"t has shape {tuple(t.shape)}; expected one finite number for each of the {N} points")
+    if t.shape != (N,) or not t.isfinite().all():
+        raise ValueError(f"t has shape {tuple(t.shape)}; expected one finite number for each of the {N} points")
     center, scale = float(t.mean()), float(t.std(correction=0))
-    if scale <= 1e-12 * t.abs().max(): raise ValueError(f"t is {center:g} for all {N} points; expected numbers that differ")
+    if scale <= 1e-12 * t.abs().max():
+        raise ValueError(f"t is {center:g} for all {N} points; expected numbers that differ")
     return t, center, scale
 
 @checked
@@ -268,8 +279,9 @@ def geodesic_regression(
     if basis is not None: point, velocity = basis @ point, basis @ velocity
     about = GR.dist2(mean.mean, X).mean(0)
     r2, plain = torch.where(about > 0, 1 - residual / torch.where(about > 0, about, 1.), 0.).clamp(min=0), _plain(batch)
-    return GeodesicRegression(point.to(given.dtype), (velocity / scale).to(given.dtype), center, plain(r2), plain(residual), plain(about),
-                              plain(chance.p_value), chance.n_permutations, chance.smallest_p, plain(norm <= tol), n_iter, plain(norm))
+    return GeodesicRegression(
+        point.to(given.dtype), (velocity / scale).to(given.dtype), center, plain(r2), plain(residual), plain(about),
+        plain(chance.p_value), chance.n_permutations, chance.smallest_p, plain(norm <= tol), n_iter, plain(norm))
 
 # %% ../nbs/02d_statistics.ipynb #d8c34299
 def _envelope(a, counts, d): # a (S, m + 1) ≥ 0, of which one is 0
@@ -314,7 +326,7 @@ def _sweep(X, F, g):
     turn = torch.randn(len(X), X.shape[-1], X.shape[-1], generator=g, dtype=X.dtype)
     return torch.linalg.qr(X @ torch.linalg.qr(turn)[0])[0]
 
-# %% ../nbs/02d_statistics.ipynb #44205c77
+# %% ../nbs/02d_statistics.ipynb #513d1325
 @dataclass(frozen=True)
 class MatrixLangevin:
     "The law on Gr(k, n) with density exp Σ κᵢ ‖mᵢᵀX‖² (Chikuse 2003), in other words the matrix Bingham law"
@@ -325,7 +337,8 @@ class MatrixLangevin:
         mode, kappa = as_basis(self.mode, "mode"), as_real(self.concentration, "concentration", 0)
         if mode.ndim != 2: raise ValueError(f"mode has shape {tuple(mode.shape)}; expected one subspace (n, m)")
         if kappa.shape not in ((), (1,), (mode.shape[1],)) or not ((kappa >= 0) & (kappa < math.inf)).all():
-            raise ValueError(f"concentration is {kappa.tolist()}; expected a number ≥ 0, or one for each of the {mode.shape[1]} columns of mode")
+            raise ValueError(f"concentration is {kappa.tolist()}; expected a number ≥ 0, "
+                             f"or one for each of the {mode.shape[1]} columns of mode")
         object.__setattr__(self, "mode", mode)
         object.__setattr__(self, "concentration", kappa.to(mode).expand(mode.shape[1]))
 
@@ -338,7 +351,8 @@ class MatrixLangevin:
         "Independent draws, by Gibbs sampling of columns (Hoff 2009)"
         n, m = self.mode.shape
         k = m if k is None else k
-        if N < 1 or sweeps < 1 or not 1 <= k < n: raise ValueError(f"N={N}, sweeps={sweeps}, k={k} in ℝ^{n}; expected N ≥ 1, sweeps ≥ 1 and 1 ≤ k < n")
+        if N < 1 or sweeps < 1 or not 1 <= k < n:
+            raise ValueError(f"N={N}, sweeps={sweeps}, k={k} in ℝ^{n}; expected N ≥ 1, sweeps ≥ 1 and 1 ≤ k < n")
         g, F = torch.Generator().manual_seed(random_state), (self.mode * self.concentration ** 0.5).cpu() # type: ignore
         X = torch.linalg.qr(torch.randn(N, n, k, generator=g, dtype=F.dtype))[0]
         for _ in range(sweeps): X = _sweep(X, F.expand(N, *F.shape), g)
@@ -351,7 +365,7 @@ class MatrixLangevin:
         X = as_basis(X, "X")
         return (self.concentration * (self.mode.mT.to(X) @ X).square().sum(-1)).sum(-1)
 
-# %% ../nbs/02d_statistics.ipynb #f9efdf39
+# %% ../nbs/02d_statistics.ipynb #8cdc4f29
 @dataclass(frozen=True)
 class MatrixLangevinFit:
     "A law that was fitted, and how well"
@@ -376,7 +390,7 @@ def fit_matrix_langevin(
     steps:int=12, # of Newton's method
     random_state:int=0, # of the draws
 )->MatrixLangevinFit:
-    "The matrix Langevin law of subspaces: chordal mean, and concentration by Monte Carlo maximum likelihood (Geyer & Thompson 1992)"
+    "The matrix Langevin law of subspaces, by Monte Carlo maximum likelihood around the chordal mean (Geyer & Thompson 1992)"
     given = as_basis(X, "X")
     if given.ndim != 3 or len(given) < 2 or given.shape[1] == given.shape[2]:
         raise ValueError(f"X has shape {tuple(given.shape)}; expected a stack (N, n, k), N ≥ 2, k < n")
@@ -384,11 +398,13 @@ def fit_matrix_langevin(
     X = given.detach().cpu().double()
     (N, n, k), mode = X.shape, chordal_mean(X).mean
     shares = (mode.mT @ X).square().sum(-1).mean(0)
-    if 1 - shares.max() < 1e-12: raise ValueError("all points contain one direction; no concentration is large enough for it")
+    if 1 - shares.max() < 1e-12:
+        raise ValueError("all points contain one direction; no concentration is large enough for it")
     target = (1 - (1 - shares) * N / (N - 1)).clamp(min=k / n)
     if shared: target = target.mean().expand(k)
     rest = (k - target.sum()) / (n - k)
-    kappa, tied = (k / 2 * (1 / rest - 1 / target)).clamp(min=0), torch.ones(k, 1).double() if shared else torch.eye(k).double()
+    kappa = (k / 2 * (1 / rest - 1 / target)).clamp(min=0)
+    tied = (torch.ones(k, 1) if shared else torch.eye(k)).double()
     g, beta, path = torch.Generator().manual_seed(random_state), kappa[:1] if shared else kappa, []
     S = torch.linalg.qr(torch.randn(draws, n, k, generator=g, dtype=X.dtype))[0]
     for step in range(steps):
@@ -401,4 +417,5 @@ def fit_matrix_langevin(
     S, h = _moments(tied @ beta, n, k, S, g, 4)
     error = (torch.linalg.inv(torch.cov((h @ tied).T).reshape(len(beta), -1)).diagonal() / N).sqrt()
     def out(v): return (tied @ v).to(given)
-    return MatrixLangevinFit(MatrixLangevin(mode.to(given), out(beta)), out(error), target.to(given), h.mean(0).to(given), k / n)
+    law = MatrixLangevin(mode.to(given), out(beta))
+    return MatrixLangevinFit(law, out(error), target.to(given), h.mean(0).to(given), k / n)
