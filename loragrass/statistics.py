@@ -22,7 +22,7 @@ from .checks import as_basis, as_real, checked
 from .karcher import Grassmann, KarcherMean, chordal_mean, karcher_mean, lbfgs_direction
 from .kernels import pairwise_distances
 
-# %% ../nbs/02d_statistics.ipynb #1043e41a
+# %% ../nbs/02d_statistics.ipynb #539b325f
 class _Chance(NamedTuple):
     "What a permutation test says; the first two (B,)"
     statistic: Tensor
@@ -51,7 +51,8 @@ def _orders(z, n_permutations, random_state, exact):
     rows, g = _all_orders(values, counts.tolist()), torch.Generator().manual_seed(random_state)
     while exact and (some := list(islice(rows, block))): yield torch.stack(some)
     for start in range(0, 0 if exact else n_permutations, block):
-        yield z[torch.rand(min(block, n_permutations - start), N, generator=g).argsort(-1)]
+        some = min(block, n_permutations - start)
+        yield z[torch.rand(some, N, generator=g, dtype=torch.float64).argsort(-1)]
 
 def _by_chance(K, z, n_permutations, random_state):
     "zᵀKz (B,) of symmetric K (B, N, N), and how often it is as large by chance; z has sum 0"

@@ -463,6 +463,12 @@ def test_the_hessian_is_the_second_derivative_along_geodesics(cls, dtype):
     assert close((v * hess(x, u)).sum(), (u * hess(x, v)).sum(), dtype, size) and m.check_vector_on_tangent(x, hess(x, u) / second)
     assert close(hess(x @ Q, u @ Q), hess(x, u) @ Q, dtype, size)
 
+def test_the_hessian_is_that_of_pymanopt():
+    pymanopt = pytest.importorskip("pymanopt")
+    (x, _, u, v), egrad = case(), randn(12, 3, seed=8)
+    theirs = pymanopt.manifolds.Grassmann(12, 3).euclidean_to_riemannian_hessian(*(t.numpy() for t in (x, egrad, v, u)))
+    assert close(Grassmann().ehess2rhess(x, egrad, v, u), torch.from_numpy(theirs), torch.float64)
+
 @both
 def test_curvature(cls, dtype):
     m, eps = cls(), 200 * torch.finfo(dtype).eps

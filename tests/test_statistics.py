@@ -48,6 +48,13 @@ def test_p_is_never_0_and_is_at_most_alpha_that_often():
     p = torch.stack([two_sample_test(around(eye(6, 2), 6, .5, 2 * i), around(eye(6, 2), 8, .5, 2 * i + 1), n_permutations=39).p_value * torch.ones(()) for i in range(400)])
     for alpha in (.05, .1, .25, .5): assert (p <= alpha + 1e-9).double().mean() < alpha + 3 * (alpha * (1 - alpha) / 400) ** .5
 
+def test_the_default_dtype_changes_nothing():
+    X, Y = around(eye(7, 2), 12, .3, 1), around(eye(7, 2), 12, .3, 2)
+    test = two_sample_test(X, Y, n_permutations=200)
+    torch.set_default_dtype(torch.float64)
+    try: assert two_sample_test(X, Y, n_permutations=200) == test
+    finally: torch.set_default_dtype(torch.float32)
+
 def test_one_against_many_and_copies():
     X = around(eye(6, 2), 1200, .1)
     assert two_sample_test(X[:1], X[1:]).n_permutations == 1199
@@ -278,7 +285,7 @@ def test_the_fit_of_lines_is_the_exact_one():
 def test_the_fit_is_within_its_errors():
     z = []
     for seed in range(12):
-        fit = fit_matrix_langevin(MatrixLangevin(eye(10, 3), 25.).sample(40, sweeps=8, random_state=seed), draws=150, steps=8)
+        fit = fit_matrix_langevin(MatrixLangevin(eye(10, 3), 25.).sample(40, sweeps=8, random_state=seed), draws=100, steps=6)
         z.append(float((fit.law.concentration[0] - 25) / fit.std_error[0]))
     assert abs(np.mean(z)) < .9 and .5 < np.std(z) < 1.7
 
