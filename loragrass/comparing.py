@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .checks import renamed
 from .kernels import KERNELS, gram
-from .levels import overlap
+from .levels import cosine_scale
 from .checks import checked
 from .lora_io import LoRA, LoRAUpdate, sides_of
 from .plucker import principal_angles
@@ -241,7 +241,7 @@ def similarity(
         norm = torch.tensor([0.0 if svd is None else float(svd.S.norm()) for svd in svds], dtype=torch.float64)
         here = (norm > 0).double()
         both, (left, right, cos) = torch.outer(here, here), products
-        whole += weight * torch.stack([left, right, cos * torch.outer(norm, norm), cos, both * torch.as_tensor(overlap(left.numpy(), right.numpy()))])
+        whole += weight * torch.stack([left, right, cos * torch.outer(norm, norm), cos, both * torch.as_tensor(cosine_scale(left.numpy(), right.numpy()))])
         shared += weight * torch.stack([both, torch.outer(norm.square(), here)])
         if lacking := [lora.name for lora, svd in zip(loras, svds) if svd is None]: missing[name] = lacking
     together = total.mean(0)

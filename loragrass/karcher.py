@@ -389,8 +389,10 @@ def _from_stack(X):
 
 def _as_weights(weights, order, batch): # in float64, scaled twice: a sum of large ones may overflow
     "(B, N), of sum 1"
-    N, w = len(order), as_real(1. if weights is None else weights, "weights", 0).detach().cpu().double()
-    if weights is not None and w.shape not in ((N,), (N, *batch)):
+    N = len(order)
+    if weights is None: return torch.full((math.prod(batch), N), 1 / N, dtype=torch.float64, device="cpu")
+    w = as_real(weights, "weights", 0).detach().cpu().double()
+    if w.shape not in ((N,), (N, *batch)):
         shapes = f", ({N},) or {(N, *batch)}" if batch else ""
         raise ValueError(f"weights have shape {tuple(w.shape)}; expected one for each of the {N} points{shapes}")
     if w.ndim: w = w.movedim(0, -1)[..., order]
@@ -423,7 +425,8 @@ def cost_and_gradient(
     points:Points, # what x is the mean of
 )->tuple[Tensor, Tensor, Tensor]: # (B,), (B, n, k), (B,)
     "Half the variance; Σ wᵢ log_x(Yᵢ), its negative gradient; the mean θ cot θ, what its Hessian is in most directions"
-    cost, bend, B = torch.zeros_like(points.weights[:, 0]), torch.zeros_like(points.weights[:, 0]), []
+    cost = bend = points.weights.new_zeros(())
+    B = []
     for M, w in zip(points.split(x.mT @ points.columns), points.weights.split([N for N, _ in points.groups], -1)):
         S = M if M.shape[-2] <= M.shape[-1] else M.mT
         c2, R = torch.linalg.eigh(S @ S.mT)
@@ -440,7 +443,7 @@ def cost_and_gradient(
         cost = cost + (w * theta.square().sum(-1)).sum(-1) / 2
         bend = bend + (w * (c * unwound).mean(-1)).sum(-1)
         B.append((F if S is M else F.mT).movedim(-3, -2).flatten(-2))
-    return cost, _horizontal(x, (torch.cat(B, -1) @ points.columns.mT).mT), bend
+    return cost, _horizontal(x, ((torch.cat(B, -1) if len(B) > 1 else B[0]) @ points.columns.mT).mT), bend
 
 # %% ../nbs/02_karcher.ipynb #b68411d9
 def _gram(X): # (N, B, n, k)
@@ -611,6 +614,8 @@ class _Place(NamedTuple):
 
 def _at(x, cost, g): return _Place(x, cost, g, x, torch.zeros_like(x), g) # a new base
 
+def _rises(cost, at): return ~(cost <= at.cost + 8 * torch.finfo(cost.dtype).eps * (1 + at.cost)) # beyond rounding
+
 def _step(at:_Place, pairs:list, scale:Tensor, points:Points|None, evaluate:Callable, memory:int=8)->tuple[_Place, list]:
     "One step of L-BFGS in the chart, or along the gradient, to a new base, where that does not lower the cost"
     step = lbfgs_direction(at.G, pairs) if pairs else scale * at.G
@@ -620,7 +625,7 @@ def _step(at:_Place, pairs:list, scale:Tensor, points:Points|None, evaluate:Call
     R = (V * w.rsqrt()[..., None, :]) @ V.mT
     x = W @ R
     cost, g, _ = evaluate(x, points)
-    worse = ~(cost <= at.cost + 8 * torch.finfo(x.dtype).eps * (1 + at.cost))[:, None, None]
+    worse = _rises(cost, at)[:, None, None]
     if worse.any():
         x = torch.where(worse, _exp(at.x, at.g), x)
         cost, g, _ = evaluate(x, points)
@@ -642,7 +647,7 @@ def _plain_steps(at, scale, points, tol, max_iter, evaluate):
     while n_iter < max_iter and (norm > tol).any():
         x = torch.linalg.qr(at.x + scale * at.g)[0]
         cost, g, _ = evaluate(x, points)
-        if (cost > at.cost).any(): break
+        if _rises(cost, at).any(): break
         at, before, norm, n_iter = _at(x, cost, g), norm, _norm(g), n_iter + 1
         if (norm > (before / 10).clamp(min=tol)).any(): break
     return at, n_iter
@@ -733,11 +738,11 @@ def _enclosed(mean, seen, leading):
     upper = values[..., :k] + residuals[..., :k].square().sum(-1, keepdim=True) / room.clamp(min=eps)[..., None]
     return (torch.where(room[..., None] > 0, upper, 1.) + rounding).clamp(max=1), outside + rounding, room > 0
 
-def _verdict(mean, seen, leading):
+def _verdict(mean, seen, leading, bounds):
     "variance, eigengap, lower bound, and whether uniqueness is proven; each (B,)"
     (w, d2, top, dims), (V, values, residuals) = seen, leading
     k, eps = mean.shape[-1], torch.finfo(w.dtype).eps
-    upper, following, _ = _enclosed(mean, seen, leading)
+    upper, following, _ = bounds
     variance, gap = (w * d2).sum(-1), (values[..., k - 1] - following).clamp(min=eps)
     cosine = upper.clamp(min=eps).sqrt()
     lower = angle_of_cosine(cosine).square().sum(-1) - (w * (k - dims).clamp(min=0)).sum(-1) * math.pi ** 2 / 4 # a point of l < k dimensions has k − l angles fewer
@@ -785,10 +790,15 @@ def with_evidence(
     batch:tuple, # shape of the result
     tol:float, # on grad_norm
     lift:Callable=lambda V: V, # from where the mean was found to where it is wanted
+    dense:Callable|None=None, # all eigenvectors, for where the leading ones prove nothing
 )->KarcherMean:
     "Put the result together, and warn where the evidence speaks against it"
+    bounds = _enclosed(mean, seen, leading)
+    if dense and not bounds[2].all(): # a bound is what is proven
+        leading = dense()
+        bounds = _enclosed(mean, seen, leading)
     k, values, max_angle = mean.shape[-1], leading.values, seen.top.amax((-2, -1))
-    variance, gap, lower, proven = _verdict(mean, seen, leading)
+    variance, gap, lower, proven = _verdict(mean, seen, leading, bounds)
     apart = torch.zeros_like(gap) if spread is None else spread
     several, proven = (gap < .05) | (apart > 1e-3), proven & (apart <= 1e-3) & (grad_norm <= tol)
     falls = values - torch.nn.functional.pad(values, (0, 1))[..., 1:]
@@ -827,8 +837,7 @@ def _karcher_mean(X, weights, solver, tol, max_iter, k, restarts, random_state):
     as_good = costs <= 1.01 * costs[best]
     spread = torch.where(as_good, principal_angles(means, means[best]).norm(dim=-1), 0.).amax(0) if restarts else None
     seen = evidence(means[best], points)
-    if not _enclosed(means[best], seen, leading)[2].all(): leading = dense_directions(points, k) # a bound is what is proven
-    return with_evidence(means[best], norms[best], n_iter[best], spread, seen, leading, batch, tol, lift)
+    return with_evidence(means[best], norms[best], n_iter[best], spread, seen, leading, batch, tol, lift, lambda: dense_directions(points, k))
 
 # %% ../nbs/02_karcher.ipynb #80be2eb9
 def _solved(H, b, steps=1000):
