@@ -27,7 +27,10 @@ from torch import Tensor
 from .clustering import Clusters, first_seen
 
 # %% ../nbs/02c_levels.ipynb #b7c1d2e3
-def cosine_scale(left, right):
+def cosine_scale(
+    left, # kernels of outputs, any shape
+    right, # kernels of inputs, likewise
+):
     "How far directions overlap: what a cosine is measured against"
     return np.sqrt((np.clip(left, 0, 1) + 0.1) * (np.clip(right, 0, 1) + 0.1))
 
