@@ -183,7 +183,8 @@ def _as_said(x, kind, name="", depth=0):
         if origin is int and isinstance(x, str) and x.isdecimal(): return int(x)
         if origin is int and isinstance(x, float) and x.is_integer(): return int(x)
     elif origin in (Tensor, np.ndarray):
-        if isinstance(x, Tensor) or hasattr(x, "__array__") or isinstance(x, (list, tuple)) and _numeric(x): return x
+        if isinstance(x, Tensor) or hasattr(x, "__array__"): return x
+        if isinstance(x, (list, tuple)) and _numeric(x): return np.asarray(x)
     elif origin is Callable:
         if callable(x): return x
     elif origin is Path:

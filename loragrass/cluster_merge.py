@@ -118,7 +118,6 @@ def cluster(
     **options, # of `GrassmannKMeans`: centers, init, assign, kernel, batch_size, n_init, max_iter
 )->Clusters:
     "Group adapters, or the rows of a kernel matrix"
-    if isinstance(X, (list, tuple)) and X and not isinstance(X[0], LoRA): X = np.asarray(X, float) # type: ignore # rows of a kernel matrix
     if options and clustering not in OF_ADAPTERS:
         raise ValueError(f"{', '.join(options)}: options of clustering {' or '.join(map(repr, OF_ADAPTERS))} only, not of {clustering!r}")
     how = {"normalized": normalized, "max_clusters": max_clusters, "random_state": random_state}
