@@ -7,8 +7,8 @@ Docs: https://loragrass.github.io/loragrass/karcher.html.md"""
 # %% auto #0
 __all__ = ['SOLVERS', 'angle_of_cosine', 'Grassmann', 'GrassmannExact', 'geodesic', 'Points', 'as_points', 'cost_and_gradient',
            'in_span', 'Leading', 'subspace_iteration', 'random_start', 'leading_directions', 'dense_directions',
-           'ChordalMean', 'chordal_mean', 'lbfgs_direction', 'descend', 'NonUniqueMeanWarning', 'KarcherMean',
-           'Evidence', 'evidence', 'default_tolerance', 'with_evidence', 'karcher_mean']
+           'ChordalMean', 'chordal_mean', 'in_shape', 'lbfgs_direction', 'descend', 'NonUniqueMeanWarning',
+           'KarcherMean', 'Evidence', 'evidence', 'default_tolerance', 'with_evidence', 'karcher_mean']
 
 # %% ../nbs/02_karcher.ipynb #49d536ec
 import math, warnings
@@ -476,6 +476,7 @@ def in_span(
     k:int|None=None, # likewise
 )->tuple[Points, int, tuple, Callable]: # as `as_points` gives them; and (B, K, p) → (B, n, p), the way back
     "The points in coordinates of their joint span, where that is much smaller than ℝⁿ"
+    X = X if isinstance(X, (list, tuple)) else as_real(X, "X")
     few = None if isinstance(X, (list, tuple)) else _few(X, weights, k)
     if few: points, k, batch, G, times, laid = few
     else:
@@ -588,10 +589,14 @@ def chordal_mean(
     angles = points.dims.clamp(max=k).to(points.weights)
     variance = ((points.weights * angles).sum(-1) - values[..., :k].sum(-1)).clamp(min=0)
     gap = values[..., k - 1] - values[..., k:].sum(-1)
-    plain = _plain(batch)
+    plain = in_shape(batch)
     return ChordalMean(lift(V).reshape(*batch, -1, k), plain(variance), plain(gap), plain(residuals[..., :k].norm(dim=-1)))
 
-def _plain(batch): return (lambda t: t.reshape(batch)) if batch else (lambda t: t.item()) # what a result holds
+def in_shape(
+    batch:tuple, # shape of the result; (): one number
+)->Callable: # (B,) → that
+    "What a result holds: tensors of the batch's shape, or plain numbers"
+    return (lambda t: t.reshape(batch)) if batch else (lambda t: t.item())
 
 # %% ../nbs/02_karcher.ipynb #3028afff
 def lbfgs_direction(
@@ -812,7 +817,7 @@ def with_evidence(
         if effective_k[i] < k: parts.append(f"the eigengap is widest at k={effective_k[i]}")
         warnings.warn("; ".join(parts), NonUniqueMeanWarning, caller_level())
     unique = [True if p else False if q else None for p, q in zip(proven.tolist(), several.tolist())]
-    plain = _plain(batch)
+    plain = in_shape(batch)
     return KarcherMean(
         lift(mean).reshape(*batch, -1, k), plain(grad_norm <= tol), plain(n_iter), plain(grad_norm), plain(variance), plain(max_angle), plain(gap),
         np.array(unique, object).reshape(batch).tolist(), plain(lower), plain(effective_k), None if spread is None else plain(spread))

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from .karcher import (Evidence, Grassmann, KarcherMean, Leading, angle_of_cosine, as_points, cost_and_gradient, default_tolerance,
-                               descend, evidence, in_span, karcher_mean, leading_directions, random_start,
+                               descend, evidence, in_shape, in_span, karcher_mean, leading_directions, random_start,
                                subspace_iteration, with_evidence)
 from .checks import as_basis, as_real
 
@@ -53,7 +53,7 @@ def karcher_median(
         norm = g.norm(dim=(-2, -1)) * v.sum(-1)
         if n_iter == max_iter or (norm <= tol).all(): break
         x, n_iter = GR.expmap(x, g), n_iter + 1
-    plain = (lambda t: t.reshape(batch)) if batch else (lambda t: t.item())
+    plain = in_shape(batch)
     d = evidence(x, points).d2.sqrt() # exact near 0
     return KarcherMedian(lift(x).reshape(*batch, -1, k), plain(norm <= tol), n_iter, plain(norm), plain((points.weights * d).sum(-1)))
 
