@@ -9,11 +9,18 @@ from nbdev import processors
 from nbdev.config import nbpath2html
 from nbdev.process import NBProcessor
 
-import api, ledger
+import api, ledger, reference
 from readme import BLOB, ROOT
 
 PROCS = [processors.populate_language, processors.strip_ansi, processors.hide_line, processors.filter_stream_, processors.clean_magics, processors.hide_]
-FURTHER = {"bench/RESULTS.md": "benchmarks", "CHANGELOG.md": "changelog"} # pages that are no notebooks, where they exist
+FURTHER = {"bench/RESULTS.md": "benchmarks", "CHANGELOG.md": "changelog"} # texts of the repository that are pages too, where they exist
+CHAPTERS = {"0[0-2]": "Subspaces", "03": "Files", "04": "Compare and merge", "05": "What is inside", "0[67]": "Training", "0[89]": "Pictures, report, command"}
+NAVIGATION = { # caption → pages in their order; the book stands between the second and the third
+    "Start": ["start"],
+    "How to": ["merge", "rules", "convert", "clients", "trained-on", "train", "corpus", "many"],
+    "Reference": ["names", "formats-and-models", "errors", "gallery"],
+    "Truth": ["ledger", "benchmarks", "limits", "sources", "changelog"],
+}
 BOXES = {"true": "tip", "false": "danger", "not settled": "attention"}
 CALLOUT = re.compile(r"> \*\*(Note|Tip|Important|Caution|Warning)\.\*\* (.*)")
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}, "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
@@ -23,8 +30,11 @@ class Page:
     "One notebook, as nbdev's directives leave it, and what its exported cells define"
     def __init__(self, path):
         self.path, self.name = path, nbpath2html(path).stem
+        self.number = path.stem.partition("_")[0] if path.stem[0].isdigit() else ""
         self.cells = [c for c in NBProcessor(path, procs=PROCS, process=True).nb.cells if c.source.strip()]
         self.definitions = {c.id: list(api.public(ast.parse(c.source))) for c in self.cells if is_export(c)}
+        titles = (re.match("# (.+)", c.source) for c in self.cells if c.cell_type == "markdown")
+        self.title = next((m[1] for m in titles if m), self.name)
 
 class Book:
     "All pages, and what the links on them lead to"
@@ -32,15 +42,25 @@ class Book:
         self.root = root
         notebooks = sorted((root / "nbs").glob("[!_]*.ipynb"), key=lambda p: (p.stem != "index", p.name))
         self.pages = [Page(path) for path in notebooks]
-        self.symbols = {name: p.name for p in self.pages for defined in p.definitions.values() for name, _ in defined}
-        self.sources = {p.path: f"{p.name}.ipynb" for p in self.pages} | {root / s: f"{name}.md" for s, name in FURTHER.items() if (root / s).exists()}
+        stub = root / "loragrass" / "__init__.pyi"
+        self.stub = stub.read_text(encoding="utf-8") if stub.exists() else ""
+        # of two pages with one name, the first has the function, and the other the command that calls it
+        self.symbols = {name: p.name for p in reversed(self.pages) for defined in p.definitions.values() for name, _ in defined}
+        written = {path: path.name for path in sorted((root / "docs" / "pages").glob("*.md"))}
+        further = {root / s: f"{name}.md" for s, name in FURTHER.items() if (root / s).exists()}
+        self.sources = {p.path: f"{p.name}.ipynb" for p in self.pages} | written | further
 
     def write(self, out):
         "The sources of the site"
         for page in self.pages: (out / self.sources[page.path]).write_text(json.dumps(self.notebook(page)), encoding="utf-8")
         texts = {path: path.read_text(encoding="utf-8") for path, name in self.sources.items() if name.endswith(".md")}
-        self.sources[self.root / "nbs" / "ledger.md"] = "ledger.md"
-        texts[self.root / "nbs" / "ledger.md"] = ledger.page(ledger.collect([p.path for p in self.pages]))
+        made = {"ledger": ledger.page(ledger.collect([p.path for p in self.pages])), "names": reference.names(self.pages, self.stub), "errors": reference.errors(self.pages),
+                "formats-and-models": reference.formats()}
+        for name, text in made.items():
+            place = self.root / "nbs" / f"{name}.md" # as if it lay there, for its links
+            self.sources[place], texts[place] = place.name, text
+        self.sources[self.root / "nbs" / "gallery.md"] = "gallery.ipynb"
+        (out / "gallery.ipynb").write_text(json.dumps(self.gallery()), encoding="utf-8")
         for path, text in texts.items(): (out / self.sources[path]).write_text(self.prose(text, path), encoding="utf-8")
 
     def notebook(self, page):
@@ -52,11 +72,23 @@ class Book:
         if page.name == "index": cells.append(markdown(self.contents()))
         return dict(cells=cells, metadata=PYTHON, nbformat=4, nbformat_minor=5)
 
+    def gallery(self):
+        "Every picture that one line draws, below that line"
+        cells = [markdown("# Gallery\n\nEvery picture that a function of the package draws, with the line that draws it, from the pages of the book.")]
+        for page, cell in reference.gallery(self.pages):
+            functions = dict.fromkeys(re.findall(r"\b(plot_\w+)\(", cell.source))
+            title = markdown(self.prose(f"## {', '.join(functions)}\n\n{', '.join(f'`{f}`' for f in functions)}, on [{page.title}]({page.path.name})", page.path))
+            if title not in cells: cells.append(title)
+            cells.append(code(cell, [], mystnb={"image": {"alt": f"What {', '.join(functions)} draws"}}))
+        return dict(cells=cells, metadata=PYTHON, nbformat=4, nbformat_minor=5)
+
     def contents(self):
-        "The table of contents: pages in the order of their numbers, then the rest"
-        book = [p.name for p in self.pages if p.name != "index"]
-        rest = ["ledger", *(name for source, name in FURTHER.items() if self.root / source in self.sources)]
-        return "\n\n".join(fenced("{toctree}", "\n".join(names), caption=caption, maxdepth=1) for caption, names in (("The book", book), ("Reference", rest)))
+        "The table of contents by what people want: the book by its chapters, a number before each title"
+        known = {name.removesuffix(".md") for name in self.sources.values()} | reference.MADE
+        other = {caption: [name for name in names if name in known] for caption, names in NAVIGATION.items()}
+        book = {title: [f"{p.number} {p.title} <{p.name}>" for p in self.pages if re.match(numbers, p.number)] for numbers, title in CHAPTERS.items()}
+        parts = [*list(other.items())[:2], *book.items(), *list(other.items())[2:]]
+        return "\n\n".join(fenced("{toctree}", "\n".join(names), caption=caption, maxdepth=1) for caption, names in parts if names)
 
     def cell(self, cell, page):
         "The markdown and code cells that one cell of the notebook becomes"
@@ -91,6 +123,7 @@ class Book:
 
     def prose(self, text, path):
         "Markdown with links and boxes; fenced code stays as it is"
+        check_tables(text, path)
         out, box, fence = [], [], False
         for line in [*text.splitlines(), ""]:
             if box and not line.startswith(">"):
@@ -121,6 +154,14 @@ class Book:
         if file not in self.sources: return BLOB + file.relative_to(self.root).as_posix() if file.exists() else link
         if anchor in self.symbols: return f"#{label(self.symbols[anchor], anchor)}"
         return self.sources[file] + f"#{slug(anchor)}" * bool(anchor)
+
+def check_tables(text, path):
+    "A row of a table has as many cells as its head: an unescaped | in a cell, in code too, cuts the line off"
+    head = 0
+    for line in text.splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        if head and cells and cells != head: raise ValueError(f"{path}: {cells - 1} cells in a table of {head - 1} columns; write \\| for | in a cell: {line}")
+        head = cells and (head or cells)
 
 def is_export(cell): return cell.cell_type == "code" and bool({"export", "exports", "exporti"} & cell.directives_.keys())
 

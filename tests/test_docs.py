@@ -6,7 +6,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
-import api, build, check, ledger, readme # noqa: E402
+import api, build, check, ledger, readme, reference # noqa: E402
+
+import loragrass # noqa: E402
 
 def notebook(path, *cells):
     "Write a notebook: markdown as text, code as (source, *outputs)"
@@ -34,6 +36,16 @@ def test_claims_come_in_the_order_of_the_pages_then_by_number(tmp_path):
                                   "> **Claim P1** Text. **Verdict: true.**", "**Claim P1.** Text. **Verdict: true.**"])
 def test_a_claim_in_another_form_is_an_error_that_shows_the_form(line):
     with pytest.raises(ValueError, match="a.ipynb.*expected one line like.*Verdict: true"): ledger.parse(line, "a.ipynb")
+
+@pytest.mark.parametrize("cell", ["|det X|", "`a | b`", "one | more"])
+def test_a_bar_in_a_cell_that_would_cut_the_line_off(cell):
+    good = "| a | b |\n|---|---|\n| `x \\| y` | \\|det\\| |\n\n| another |\n|---|\n| table |"
+    build.check_tables(good, "page")
+    with pytest.raises(ValueError, match=r"page: \d cells in a table of 2 columns; write \\\| for \| in a cell"):
+        build.check_tables(f"{good}\n\n| a | b |\n|---|---|\n| {cell} | 1 |", "page")
+
+def test_tables_of_the_readme_and_the_changelog_are_whole():
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/RESULTS.md"): build.check_tables((ROOT / name).read_text(encoding="utf-8"), name)
 
 def test_a_claim_has_one_place(tmp_path):
     line = "> **Claim P1.** Text. **Verdict: true.**"
@@ -103,7 +115,18 @@ def test_links_lead_to_pages_symbols_and_files(site):
 
 def test_contents(site):
     contents = site("index")[-1]["source"]
-    assert ":caption: The book\n:maxdepth: 1\n\na\n``````" in contents and ":caption: Reference\n:maxdepth: 1\n\nledger\nchangelog\n``````" in contents
+    assert ":caption: Subspaces\n:maxdepth: 1\n\n00 A <a>\n``````" in contents and ":caption: Truth\n:maxdepth: 1\n\nledger\nchangelog\n``````" in contents
+    assert "\nnames\nformats-and-models\nerrors\ngallery\n" in contents and "How to" not in contents # this book has no such pages
+
+def test_pages_of_reference_are_made_from_the_package():
+    book = build.Book()
+    names, errors, formats = reference.names(book.pages, book.stub), reference.errors(book.pages), reference.formats()
+    assert re.search(r"\| `cluster` \| .* \| \[\]\(04_cluster_merge.ipynb\) \|", names) and len(re.findall(r"^\| `", names, re.M)) == len(set(loragrass.__all__)) + 1 # and the head
+    assert all(f"| E{i} |" in errors for i in range(1, 16)) and "| `UnrelatedWarning` | " in errors
+    rows = {line.split(" | ")[0]: line for line in formats.splitlines()}
+    assert "`lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q`" in rows["| Stable Diffusion 1.5"]
+    assert "`diffusion_model.double_blocks.0.img_attn.qkv`" in rows["| Flux.1"] and "`base_model.model.model.layers.0.self_attn.q_proj`" in rows["| language models"]
+    with pytest.raises(ValueError, match="nothing_of_the_kind: in __init__.pyi"): reference.names(book.pages, book.stub + "from .karcher import nothing_of_the_kind as nothing_of_the_kind")
 
 def test_an_exported_cell_becomes_what_it_defines(site):
     cells = site("a")
