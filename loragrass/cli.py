@@ -9,13 +9,13 @@ __all__ = ['app', 'MIXED', 'SIDE', 'JSON', 'OUT', 'FORMAT', 'DTYPE', 'RAGGED', '
            'merge', 'cluster', 'nearest', 'convert', 'resize', 'demo']
 
 # %% ../nbs/09_cli.ipynb #02e14744
-import ast, contextlib, importlib.metadata, importlib.util, json, re, sys, tempfile, warnings
+import ast, contextlib, importlib.metadata, importlib.util, json, os, re, sys, tempfile, warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import loragrass as lg # names load when used: `loragrass --help` imports neither torch nor scikit-learn
 
@@ -37,6 +37,17 @@ def _flags(text)->str:
     text = re.sub(r"\b(drop_bad|ignore_magnitude|mixed_bases)=True\b", lambda m: f"--{m[1].replace('_', '-')}", text)
     return _ARGUMENT.sub(spelled, text)
 
+def _switches(params):
+    "Options without a type where they are switches"
+    for p in params: p.metavar = "" if getattr(p, "is_flag", False) else p.metavar
+    return params
+
+class _Command(TyperCommand):
+    def get_params(self, ctx): return _switches(super().get_params(ctx))
+
+class _App(typer.Typer):
+    def command(self, *args, **kwargs): return super().command(*args, cls=_Command, **kwargs)
+
 class _Commands(TyperGroup):
     "What a user did wrong is one line and exit code 1; so is what the machine refuses"
     def parse_args(self, ctx, args):
@@ -50,11 +61,15 @@ class _Commands(TyperGroup):
             del args[:n]
         return super().parse_args(ctx, front + rest + args)
 
+    def get_params(self, ctx): return _switches(super().get_params(ctx))
+
     def invoke(self, ctx):
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *args, **kwargs: _say(f"warning: {message}")
             try: return super().invoke(ctx)
-            except BrokenPipeError: raise # typer leaves in silence
+            except BrokenPipeError: # who read from this has what was wanted, unless something was still to be written
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # so that nothing complains when Python leaves
+                raise typer.Exit(0 if ctx.invoked_subcommand in ("inspect", "compare", "cluster", "nearest") else 1) from None
             except OSError as e: _say(f"error: {e.filename}: {e.strerror}" if e.filename and e.strerror else f"error: {e}")
             except ValueError as e: _say(f"error: {e}") # LoRAFormatError is one
             raise typer.Exit(1)
@@ -89,7 +104,7 @@ def _records(frame)->list[dict]:
     return json.loads(frame.reset_index().to_json(orient="records", double_precision=15))
 
 # %% ../nbs/09_cli.ipynb #4c6993fe
-app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = _App(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 def _version(asked:bool):
     if asked: typer.echo(f"loragrass {importlib.metadata.version('loragrass')}"); raise typer.Exit()

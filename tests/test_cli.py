@@ -401,6 +401,10 @@ def test_reading_options_reach_the_reader(here):
     assert run("inspect", "wide.safetensors", "--limit", "size=5000").exit_code == 2
     assert run("--scale", 3, "inspect", "adapters/a0.safetensors").stdout.count(" 3 ") >= 1
 
+def test_switches_have_no_type_and_completion_is_offered():
+    assert "<bool>" not in run("merge", "--help").stdout + run("--help").stdout
+    assert "--install-completion" in run("--help").stdout and "_loragrass_completion" in run("--show-completion", "bash").stdout
+
 # ---- a process of its own
 
 def test_help_is_quick():
@@ -411,7 +415,7 @@ def test_help_is_quick():
 def test_a_reader_that_goes_away_is_no_error(here):
     process = shell("", "inspect", "adapters")
     with contextlib.suppress(BrokenPipeError): process.stdout.close()
-    assert process.stderr.read() == "" and process.wait(timeout=120) in (0, 1, 141)
+    assert process.stderr.read() == "" and process.wait(timeout=120) == 0
 
 def test_a_terminal_gets_what_it_can_show(here):
     shutil.copy("adapters/a0.safetensors", "Ж.safetensors")
