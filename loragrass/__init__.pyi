@@ -23,7 +23,7 @@ from .features import Information as Information, Norms as Norms, Flat as Flat
 from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
-from .geolora_training import get_dataloaders as get_dataloaders
+from .geolora_training import GeoLoRATrainer as GeoLoRATrainer, get_dataloaders as get_dataloaders
 from .geolora_model import GeoLoRAConfig as GeoLoRAConfig, GeoLoRALinear as GeoLoRALinear, GeoLoRAModel as GeoLoRAModel, GeoLoRAOptimizer as GeoLoRAOptimizer
 from .report import html_report as html_report, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
 from .report import plot_evidence as plot_evidence, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes

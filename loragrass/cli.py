@@ -6,7 +6,7 @@ Docs: https://loragrass.github.io/loragrass/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'MIXED', 'SIDE', 'JSON', 'OUT', 'FORMAT', 'DTYPE', 'RAGGED', 'FORCE', 'main', 'inspect', 'compare', 'names_in',
-           'merge', 'cluster', 'nearest', 'convert', 'resize', 'demo']
+           'merge', 'cluster', 'nearest', 'convert', 'resize', 'train', 'demo']
 
 # %% ../nbs/09_cli.ipynb #02e14744
 import ast, contextlib, importlib.metadata, importlib.util, json, os, re, sys, tempfile, warnings
@@ -26,7 +26,7 @@ def _plain(text)->str:
 
 def _say(text): typer.echo(_flags(_plain(text)), err=True)
 
-_ARGUMENT = re.compile(r"\b(approx_rank|alpha|scale|dtype|format|side|kernel|embedding|method|clustering|weights|rescale|n_clusters|stand_in)(?:=(?:torch\.)?'?| ')(\w+)'?((?:,? or '\w+')*)")
+_ARGUMENT = re.compile(r"\b(approx_rank|alpha|scale|dtype|format|side|kernel|embedding|method|clustering|weights|rescale|n_clusters|stand_in|root|tau|patience)(?:=(?:torch\.)?'?| ')(\w+)'?((?:,? or '\w+')*)")
 
 def _flags(text)->str:
     "A message of the library with its arguments as the command spells them: approx_rank=N is --approx-rank N, side 'up' is --side up"
@@ -512,6 +512,52 @@ def resize(
 def _wrote(saved):
     rounding = f", rounded by {saved.rel_error:.2g}" if saved.rel_error > 1e-6 else ""
     typer.echo(_plain(f"wrote {saved.path} ({saved.format}, rank {saved.rank}{rounding})"))
+
+# %% ../nbs/09_cli.ipynb #tr288712
+def _perceptron(inputs, random_state):
+    "The network of GeoLoRA's README, with random weights"
+    import torch
+    from torch import nn
+    torch.manual_seed(random_state)
+    return nn.Sequential(nn.Linear(inputs, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
+
+@app.command(epilog="Example:  loragrass train --dataset digits --epochs 10 --rank 8 --tau 0.05")
+def train(
+    dataset:Annotated[str, typer.Option(help="digits; mnist or cifar10 from --root.")]="digits",
+    root:Annotated[Path|None, typer.Option(help="Folder with the published files of mnist or cifar10; default: through the hub.")]=None,
+    epochs:Annotated[int, typer.Option(min=1, help="Passes over the training images.")]=10,
+    batch_size:Annotated[int, typer.Option(min=1)]=128,
+    rank:Annotated[int, typer.Option(min=1, help="Of every layer, at the start.")]=8,
+    lr:Annotated[float, typer.Option(help="Learning rate.")]=1e-3,
+    tau:Annotated[float, typer.Option(help="Share of the norm that a truncation may drop; 0.05 to 0.2 is what to try.")]=1e-3,
+    alpha:Annotated[float, typer.Option(help="Scale of the first S; 0 starts at the base itself.")]=1e-4,
+    truncation_strategy:Annotated[str, typer.Option(help="local_threshold, fixed_rank or global_budget.")]="local_threshold",
+    global_budget:Annotated[int|None, typer.Option(help="Ranks of all layers together, for global_budget.")]=None,
+    patience:Annotated[int|None, typer.Option(help="Epochs without a lower validation loss before it stops.")]=None,
+    checkpoint:Annotated[Path|None, typer.Option(help="File to write after each epoch.")]=None,
+    resume:Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")]=False,
+    random_state:Annotated[int, typer.Option("--random-state", help="Of the base, the adapters and the order of the images.")]=0,
+    out:Annotated[Path|None, typer.Option("-o", "--out", help="Folder to write adapter/ and base.safetensors to.")]=None,
+    force:FORCE=False,
+):
+    "Train adapters whose ranks adapt (GeoLoRA), on a small network and a set of images."
+    if out: _spare([out], [], force)
+    config = lg.GeoLoRAConfig(rank_init=rank, learning_rate=lr, tau=tau, alpha=alpha, truncation_strategy=truncation_strategy,
+                              global_budget=global_budget, random_state=random_state)
+    loaders = lg.get_dataloaders(dataset, batch_size, root, random_state=random_state)
+    base = _perceptron(loaders[0].dataset.tensors[0].shape[1], random_state) # type: ignore[attr-defined]
+    weights = {name: p.clone() for name, p in base.state_dict().items()}
+    model = lg.GeoLoRAModel(base, config, ["Linear"])
+    history = lg.GeoLoRATrainer(model).train(*loaders, epochs, patience, checkpoint, resume, progress=sys.stderr.isatty())
+    ranks = [" ".join(map(str, entry.values())) for entry in history["ranks"]]
+    columns = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "n_params")
+    _table({"epoch": i + 1, **{key: history[key][i] for key in columns}, "ranks": ranks[i]} for i in range(len(ranks)))
+    if not out: return
+    with _folder(out) as folder:
+        from safetensors.torch import save_file
+        lg.save(model.to_lora(), folder / "adapter", format="peft")
+        save_file(weights, folder / "base.safetensors")
+    typer.echo(_plain(f"wrote {out}"))
 
 # %% ../nbs/09_cli.ipynb #0bba5cdc
 def _peft_difference(zoo, lora, folder)->float:

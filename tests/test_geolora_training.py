@@ -1,13 +1,18 @@
 "Data for small runs, and the loop that trains on it"
-import gzip, io, pickle, tarfile
+import dataclasses, gzip, inspect, io, pickle, tarfile
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch import nn
 from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, TensorDataset
+from typer.testing import CliRunner
 
-from loragrass import get_dataloaders
+import loragrass as lg
+from loragrass import GeoLoRAConfig, GeoLoRAModel, GeoLoRATrainer, cli, get_dataloaders
+from loragrass.geolora_training import RiemannianOptimizer
 
 DIGITS = load_digits()
 
@@ -114,8 +119,145 @@ def test_without_a_network_the_error_says_what_to_put_where(monkeypatch):
     datasets = pytest.importorskip("datasets")
     def load(repo): raise ConnectionError("offline")
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(FileNotFoundError, match=r"ylecun/mnist could not be read.*root=.*train-images-idx3-ubyte"): get_dataloaders("mnist")
+    with pytest.raises(FileNotFoundError, match=r"ylecun/mnist could not be read.*root='folder'.*train-images-idx3-ubyte"): get_dataloaders("mnist")
 
 def test_the_order_of_training_is_fixed_by_the_seed():
     first = [next(iter(get_dataloaders("digits", random_state=s)[0]))[1].tolist() for s in (0, 0, 1)]
     assert first[0] == first[1] != first[2]
+
+# the loop
+
+CONFIG = GeoLoRAConfig(rank_init=4, learning_rate=1e-2, tau=0.1, alpha=0.)
+
+def network(*sizes):
+    torch.manual_seed(0)
+    sizes = sizes or (64, 32, 10)
+    return nn.Sequential(*[layer for m, n in zip(sizes, sizes[1:]) for layer in (nn.Linear(m, n), nn.ReLU())][:-1])
+
+def trainer(config=CONFIG, **kwargs): return GeoLoRATrainer(GeoLoRAModel(network(), config, ["Linear"]), **kwargs)
+
+def loaders(n=256):
+    "Shuffled, so that what goes on must know where the order was"
+    x, y = torch.from_numpy(DIGITS.data[:n]).float() / 16, torch.from_numpy(DIGITS.target[:n])
+    def loader(rows, **order): return DataLoader(TensorDataset(x[rows], y[rows]), 32, **order)
+    return loader(slice(0, n // 2), shuffle=True, generator=torch.Generator().manual_seed(3)), loader(slice(n // 2, n))
+
+def test_the_readme_as_it_stands(tmp_path, mnist, cifar):
+    write(tmp_path, mnist | as_python(cifar))
+    for name, width in (("mnist", 784), ("cifar10", 3072)):
+        base_model = nn.Sequential(nn.Linear(width, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
+        before = [p.clone() for p in base_model.parameters()]
+        frozen = list(base_model.parameters())
+        config = GeoLoRAConfig(rank_init=16, learning_rate=1e-3, tau=1e-2, alpha=1e-3) # more than the last layer's 10
+        model = GeoLoRAModel(base_model, config, target_modules=["Linear"])
+        train_loader, val_loader = get_dataloaders(name, batch_size=16, root=tmp_path)
+        history = GeoLoRATrainer(model, config).train(train_loader, val_loader, num_epochs=2)
+        assert list(history) == ["train_loss", "val_loss", "train_accuracy", "val_accuracy", "ranks", "n_params"]
+        assert all(len(entries) == 2 for entries in history.values()) and history["train_loss"][1] < history["train_loss"][0]
+        assert history["ranks"][-1] == model.ranks and model.ranks["4"] <= 10
+        assert all(torch.equal(p, q) for p, q in zip(before, frozen))
+
+class Stops:
+    "A loader that presses Ctrl-C at a step"
+    def __init__(self, loader, at): self.loader, self.generator, self.left = loader, loader.generator, at
+    def __len__(self): return len(self.loader)
+    def __iter__(self):
+        for batch in self.loader:
+            self.left -= 1
+            if self.left < 0: raise KeyboardInterrupt
+            yield batch
+
+@pytest.mark.parametrize("at", (0, 5, 11))
+def test_what_goes_on_is_what_was_never_stopped(tmp_path, at):
+    whole, (train, val) = trainer(), loaders()
+    record = whole.train(train, val, 4)
+    train, val = loaders()
+    with pytest.raises(KeyboardInterrupt): trainer().train(Stops(train, at), val, 4, checkpoint=tmp_path/"run.pt")
+    torch.manual_seed(99)
+    again, (train, val) = trainer(), loaders()
+    assert again.train(train, val, 4, checkpoint=tmp_path/"run.pt", resume=True) == record
+    state = whole.model.state_dict()
+    assert all(torch.equal(t, state[name]) for name, t in again.model.state_dict().items())
+    assert again.train(train, val, 4, checkpoint=tmp_path/"run.pt", resume=True) == record # nothing is left to do
+
+def test_checkpoints_that_are_none_of_this_training(tmp_path):
+    path, (train, val) = tmp_path/"run.pt", loaders()
+    trainer().train(train, val, 1, checkpoint=path)
+    with pytest.raises(FileExistsError, match="resume=True to go on"): trainer().train(train, val, 1, checkpoint=path)
+    with pytest.raises(ValueError, match="another config"): trainer(dataclasses.replace(CONFIG, tau=0.2)).train(train, val, 1, checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match="another steps"): trainer().train(train, val, 2, checkpoint=path, resume=True)
+    other = GeoLoRATrainer(GeoLoRAModel(network(64, 32, 32, 10), CONFIG, ["Linear"]))
+    with pytest.raises(ValueError, match="another modules"): other.train(train, val, 1, checkpoint=path, resume=True)
+    wider = GeoLoRATrainer(GeoLoRAModel(network(64, 40, 10), CONFIG, ["Linear"]))
+    with pytest.raises(ValueError, match="another modules"): wider.train(train, val, 1, checkpoint=path, resume=True)
+    whole = path.read_bytes()
+    for damaged in (whole[:len(whole) // 2], b"", b"<html>"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="cut short"): trainer().train(train, val, 1, checkpoint=path, resume=True)
+    path.write_bytes(pickle.dumps(Runs()))
+    with pytest.raises(ValueError, match="not a checkpoint"): trainer().train(train, val, 1, checkpoint=path, resume=True)
+    with pytest.raises(FileNotFoundError, match="no checkpoint here"): trainer().train(train, val, 1, checkpoint=tmp_path/"none.pt", resume=True)
+
+def test_patience_goes_back_to_the_best(tmp_path):
+    losses, one = iter([3., 2., 1., 4., 5., 0.]), trainer()
+    def evaluate(loader): return next(losses), None
+    one.evaluate = evaluate
+    kept = []
+    def batches(): # what the adapters are after each epoch
+        kept.append({name: t.clone() for name, t in one.model.state_dict().items()})
+        return loaders()[0]
+    class Epochs(list):
+        def __iter__(self): return iter(batches())
+    history = one.train(Epochs(loaders()[0]), loaders()[1], 6, patience=2)
+    assert history["val_loss"] == [3., 2., 1., 4., 5.]
+    assert all(torch.equal(t, kept[3][name]) for name, t in one.model.state_dict().items()) # before the fourth epoch
+    assert one.model.ranks == history["ranks"][2]
+
+def test_other_losses_have_no_accuracy():
+    x = torch.randn(64, 64)
+    data = DataLoader(TensorDataset(x, x[:, :10] * 2), 16)
+    history = trainer(loss_fn=nn.functional.mse_loss).train(data, num_epochs=2)
+    assert history["train_accuracy"] == history["val_accuracy"] == history["val_loss"] == [None, None] and history["train_loss"][1] < history["train_loss"][0]
+
+def test_what_cannot_be_trained_on():
+    train, val = loaders()
+    with pytest.raises(ValueError, match="train_loader has no batches"): trainer().train([], val)
+    with pytest.raises(ValueError, match="val_loader has no batches"): trainer().train(train, (x for x in val))
+    with pytest.raises(ValueError, match="num_epochs=0"): trainer().train(train, val, 0)
+    with pytest.raises(ValueError, match="give a val_loader"): trainer().train(train, patience=2)
+    with pytest.raises(ValueError, match="needs checkpoint="): trainer().train(train, val, resume=True)
+    with pytest.raises(ValueError, match="config is not the one"): GeoLoRATrainer(trainer().model, dataclasses.replace(CONFIG, tau=0.3))
+
+def test_a_riemannian_peer_trains_and_keeps_its_rank():
+    one = trainer(dataclasses.replace(CONFIG, alpha=0.1, learning_rate=0.1), optimizer=RiemannianOptimizer)
+    history = one.train(*loaders(), 12)
+    assert history["train_loss"][-1] < 0.7 * history["train_loss"][0] and set(one.model.ranks.values()) == {4}
+    U, s, V = one.model.layers["0"].factors()
+    assert all((Q.mT @ Q - torch.eye(4)).abs().max() < 1e-5 for Q in (U, V)) and s.diff().max() <= 0
+
+# the command
+
+def test_the_command_has_the_defaults_of_the_config():
+    given = {name: p.default for name, p in inspect.signature(cli.train).parameters.items()}
+    names = {"rank": "rank_init", "lr": "learning_rate"} | {name: name for name in ("tau", "alpha", "truncation_strategy", "global_budget", "random_state")}
+    assert {name: given[name] for name in names} == {name: getattr(GeoLoRAConfig(), field) for name, field in names.items()}
+    assert given["epochs"] == inspect.signature(GeoLoRATrainer.train).parameters["num_epochs"].default
+
+def test_the_command_trains_on_files_and_writes_what_peft_opens(tmp_path, mnist, monkeypatch):
+    peft, (base, x) = pytest.importorskip("peft"), (network(784, 512, 256, 10), torch.randn(3, 784))
+    write(tmp_path/"data", mnist)
+    monkeypatch.chdir(tmp_path)
+    line = "train --dataset mnist --root data --epochs 2 --rank 4 --lr 1e-2 --tau 0.1 -o out"
+    done = CliRunner().invoke(cli.app, line.split())
+    assert done.exit_code == 0 and done.stdout.count("\n") == 5 and (tmp_path/"out"/"base.safetensors").exists()
+    from safetensors.torch import load_file
+    base.load_state_dict(load_file("out/base.safetensors"))
+    adapted = base(x)
+    for name, update in lg.load("out/adapter").items(): base.get_submodule(name).weight.data += update.dense()
+    expected, base = base(x), network(784, 512, 256, 10)
+    base.load_state_dict(load_file("out/base.safetensors"))
+    assert (peft.PeftModel.from_pretrained(base, "out/adapter")(x) - expected).abs().max() < 1e-5 < (adapted - expected).abs().max()
+    again = CliRunner().invoke(cli.app, line.split())
+    assert again.exit_code == 1 and "--force" in again.stderr
+    missing = CliRunner().invoke(cli.app, ["train", "--dataset", "cifar10", "--root", "data"])
+    assert missing.exit_code == 1 and "data_batch_1, " in missing.stderr and "Traceback" not in missing.stderr
