@@ -70,7 +70,7 @@ def preconditioned(model, lr, r=4):
     import peft
     from peft.optimizers import create_riemannian_optimizer
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=r, target_modules=TARGETS))
-    return adapted, create_riemannian_optimizer(adapted, torch.optim.AdamW, {"lr": lr, "weight_decay": 0}, lr=lr), None
+    return adapted, create_riemannian_optimizer(adapted, torch.optim.AdamW, lr=lr, weight_decay=0), None
 
 def adalora(model, lr, r=4):
     import peft

@@ -23,7 +23,7 @@ def riemannian(model, steps, lr, r=8):
     import peft
     from peft.optimizers import create_riemannian_optimizer
     model = peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=r, target_modules=TARGETS))
-    return model, create_riemannian_optimizer(model, torch.optim.AdamW, {"lr": lr, "weight_decay": 0}, lr=lr), None
+    return model, create_riemannian_optimizer(model, torch.optim.AdamW, lr=lr, weight_decay=0), None
 
 def adalora(model, steps, lr, r=8):
     import peft
