@@ -138,13 +138,15 @@ def renamed(
     return decorate
 
 # %% ../nbs/00a_checks.ipynb #74e8316b
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None", Path: "a path",
-          Tensor: "a tensor or an array", np.ndarray: "an array"}
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None",
+          Path: "a path", Tensor: "a tensor or an array", np.ndarray: "an array"}
 _NUMBERS = {int: numbers.Integral, float: numbers.Real, bool: (numbers.Integral, np.bool_)}
 
 class _Unfit(ValueError):
     "Not what an annotation says, and how deep inside that was seen"
-    def __init__(self, text, depth): super().__init__(text); self.depth = depth
+    def __init__(self, text, depth):
+        super().__init__(text)
+        self.depth = depth
 
 def _expected(kind):
     "An annotation in words"
@@ -152,7 +154,9 @@ def _expected(kind):
     if origin in (Union, types.UnionType): return " or ".join(dict.fromkeys(map(_expected, inner)))
     if origin is Callable: return "a function"
     if origin is Mapping: return "a dict"
-    if origin in (Sequence, Iterable): return "a list" + (f" of {inner[0].__name__}" if inner and isinstance(inner[0], type) else "")
+    if origin in (Sequence, Iterable):
+        named = inner and isinstance(inner[0], type)
+        return f"a list of {inner[0].__name__}" if named else "a list"
     return _NAMES.get(origin) or _a(origin.__name__)
 
 def _a(word): return f"{'an' if word[0] in 'AEIOUaeiou' else 'a'} {word}"
@@ -191,7 +195,8 @@ def _as_said(x, kind, name="", depth=0):
         if isinstance(x, os.PathLike): return x
     elif origin in (Sequence, Iterable): return _items(x, kind, name, depth)
     elif isinstance(x, origin):
-        if origin is Mapping and len(inner) == 2: return {key: _as_said(value, inner[1], f"{name}[{key!r}]", depth + 1) for key, value in x.items()}
+        if origin is Mapping and len(inner) == 2:
+            return {key: _as_said(value, inner[1], f"{name}[{key!r}]", depth + 1) for key, value in x.items()}
         return x
     return _refuse(x, kind, name, depth)
 
@@ -202,7 +207,8 @@ def _numeric(x):
 def _one_of(x, kinds, kind, name, depth):
     "The first kind that fits; where none does, the error of the one that came nearest"
     names = getattr(x, "index", ()) if hasattr(x, "to_dict") else () # a series by name is a mapping
-    if len(names) and all(isinstance(n, str) for n in names) and any(get_origin(k) is Mapping for k in kinds): x = x.to_dict()
+    by_name = len(names) and all(isinstance(n, str) for n in names)
+    if by_name and any(get_origin(k) is Mapping for k in kinds): x = x.to_dict()
     errors = []
     for k in kinds:
         try: return _as_said(x, k, name, depth)
@@ -217,7 +223,8 @@ def _items(x, kind, name, depth):
     one = isinstance(item, type) and item is not Any and item not in _NAMES # Any is a class, too
     if one and isinstance(x, item): return [x] # type: ignore
     if isinstance(x, str) and get_origin(kind) is Iterable and item is str: return list(x) # letters
-    if isinstance(x, (str, bytes, Mapping, os.PathLike)) or not isinstance(x, Iterable): return _refuse(x, kind, name, depth)
+    whole = isinstance(x, (str, bytes, Mapping, os.PathLike)) # goes through one by one, and is not meant so
+    if whole or not isinstance(x, Iterable): return _refuse(x, kind, name, depth)
     if isinstance(x, (Tensor, np.ndarray)) and (x.ndim == 0 or one and x.dtype is not np.dtype(object)):
         return _refuse(x, kind, name, depth)
     if isinstance(x, Tensor) or isinstance(x, np.ndarray) and x.dtype.kind in "biuf": return x
@@ -234,7 +241,8 @@ def checked(
 )->Callable[_P, _R]:
     "The same function, whose arguments are what its annotations say, or a `ValueError` says what came"
     signature = inspect.signature(f)
-    kinds = {p.name: p.annotation for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    variadic = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+    kinds = {p.name: p.annotation for p in signature.parameters.values() if p.kind not in variadic}
     @functools.wraps(f)
     def call(*args:_P.args, **kwargs:_P.kwargs)->_R:
         try: bound = signature.bind(*args, **kwargs)
