@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .checks import as_basis, as_pair, as_real, caller_level, check_orthonormal, check_same_space, moved, renamed
+from .checks import (as_basis, as_pair, as_real, caller_level, check_orthonormal, check_same_space, moved,
+                              renamed)
 from .plucker import principal_angles
 
 with warnings.catch_warnings(): # geoopt still uses torch.jit.script
@@ -55,7 +56,8 @@ def _unwind(c, order=0):
     if order == 0: return angle_of_cosine(c) / (2 * (h * (1 - h)).sqrt())
     small, series = h.clamp(max=.06), torch.zeros_like(c)
     for j in reversed(range(12)): # where the quotient below would cancel
-        series = math.factorial(j + order) ** 2 / math.factorial(j) * math.gamma(1.5) / math.gamma(j + order + 1.5) + small * series
+        ratio = math.gamma(1.5) / math.gamma(j + order + 1.5)
+        series = math.factorial(j + order) ** 2 / math.factorial(j) * ratio + small * series
     rest = (order - 1) ** 2 * _unwind(c, order - 2) if order > 1 else -1 # (1 − c²) f′ = c f − 1, differentiated
     quotient = ((2 * order - 1) * c * _unwind(c, order - 1) + rest) / (4 * h * (1 - h)).clamp(min=.1)
     return torch.where(h < .06, (-.5) ** order * series, quotient)
@@ -67,7 +69,9 @@ def _one(c, order=0): return torch.full_like(c, float(order == 0)) # R Qᵀ, the
 
 # %% ../nbs/02_karcher.ipynb #a63d580d
 _NEAR = 1 / 16 # closer than this, a quotient would lose more than two digits
-_NODES, _WEIGHTS = zip(*[(.5 + side * x, w) for x, w in ((.16999052179242813, .32607257743127307), (.43056815579702629, .17392742256872693)) for side in (1, -1)])
+# Gauss–Legendre of four nodes: their distances from the middle, and weights
+_HALF = {.16999052179242813: .32607257743127307, .43056815579702629: .17392742256872693}
+_NODES, _WEIGHTS = [.5 + side * x for x in _HALF for side in (1, -1)], [w for w in _HALF.values() for _ in (1, -1)]
 
 def _gap(a, b): return torch.copysign((a - b).abs().clamp(min=torch.finfo(a.dtype).eps), a - b)
 def _close(a, b): return (a.signbit() == b.signbit()) & ((a - b).abs() < _NEAR) # on one branch of an odd function
@@ -95,7 +99,9 @@ def _second_difference(f, a, b, c):
 def _derivative(f, s, E): # E: one or two symmetric matrices, in the basis of the eigenvectors
     "Df[E] or D²f[E₁, E₂] at diag(s)"
     if len(E) == 1: return _difference(f, s[..., :, None], s[..., None, :]) * E[0]
-    if len(E) > 2: raise NotImplementedError("maps of the Grassmannian have first and second derivatives here; a third was asked for")
+    if len(E) > 2:
+        raise NotImplementedError("maps of the Grassmannian have first and second derivatives here; "
+                                  "a third was asked for")
     D = _second_difference(f, s[..., :, None, None], s[..., None, :, None], s[..., None, None, :]) # [i, k, j]
     one, two = (torch.einsum("...ikj,...ik,...kj->...ij", D, F, G) for F, G in (E, E[::-1]))
     return one + two
@@ -111,7 +117,7 @@ def _odd_derivative(f, s, E):
 
 # %% ../nbs/02_karcher.ipynb #a7543c2b
 def _one_forward():
-    "Refuse a forward derivative of a forward derivative: PyTorch forgets the inner one in a function that has its own, without a word"
+    "Refuse a forward derivative of a forward derivative, of which PyTorch forgets the inner one without a word"
     functorch = torch._C._functorch # type: ignore
     levels = functorch.get_interpreter_stack() or []
     if sum(level.key() == functorch.TransformType.Jvp for level in levels) < 2: return
@@ -139,7 +145,8 @@ class _Spectral(torch.autograd.Function):
     def _along(ctx, E, dM, dE): # one term for each input that varies; None where it does not
         at = (*ctx.how, *ctx.saved_tensors[:4])
         first = None if dM is None else _Spectral.apply(*at, *E, dM)
-        return [first] + [None if d is None else _Spectral.apply(*at, *E[:i], d, *E[i + 1:]) for i, d in enumerate(dE)]
+        others = [None if d is None else _Spectral.apply(*at, *E[:i], d, *E[i + 1:]) for i, d in enumerate(dE)]
+        return [first, *others]
 
     @staticmethod
     def jvp(ctx, _f, _symmetric, _R, _s, _Q, dM, *dE):
@@ -187,7 +194,8 @@ def _log(x, y):
 def _turn(x, y, v): # xᵀy symmetric, not negative
     "The rotation that takes x to y and moves nothing else, applied to v"
     xy = x.mT @ y
-    inverse = torch.linalg.inv(xy + torch.eye(xy.shape[-1], dtype=xy.dtype, device=xy.device)) # `solve` has wrong jvps in nested vmaps (torch 2.13)
+    eye = torch.eye(xy.shape[-1], dtype=xy.dtype, device=xy.device)
+    inverse = torch.linalg.inv(xy + eye) # `solve` has wrong jvps in nested vmaps (torch 2.13)
     return v - (x + y) @ (inverse @ (y.mT @ v))
 
 def _transport(x, y, v):
@@ -224,13 +232,14 @@ class _SquaredDistance(torch.autograd.Function):
 def _one_manifold(x, y):
     "Check that both are points of one Gr(k, n)"
     if x.shape[-2:] == y.shape[-2:]: return
-    (n, k), (m, l) = x.shape[-2:], y.shape[-2:]
-    raise ValueError(f"points of Gr({k}, {n}) and Gr({l}, {m}); expected two of one Gr(k, n). Between subspaces of different dimensions, "
-                     "principal_angles and distance measure; karcher_mean(…, k=) averages")
+    n, k = x.shape[-2:]
+    m, l = y.shape[-2:]
+    raise ValueError(f"points of Gr({k}, {n}) and Gr({l}, {m}); expected two of one Gr(k, n). Between subspaces of "
+                     "different dimensions, principal_angles and distance measure; karcher_mean(…, k=) averages")
 
 # %% ../nbs/02_karcher.ipynb #52c694d8
 class Grassmann(Manifold):
-    "Subspaces of dimension k in ℝⁿ as (..., n, k) orthonormal columns; polar retraction, exact exp, log and parallel transport"
+    "Subspaces of dimension k in ℝⁿ as (..., n, k) orthonormal columns; polar retraction, exact exp, log and transport"
     name, ndim, reversible = "Grassmann", 2, False
     __scaling__ = Manifold.__scaling__.copy()
 
@@ -239,7 +248,8 @@ class Grassmann(Manifold):
         return False, f"`{name}` has shape {tuple(shape)}; expected (..., n, k): k columns in ℝⁿ, k ≤ n"
 
     def _check_point_on_manifold(self, x, *, atol=1e-5, rtol=1e-5):
-        return self._small(x.mT @ x - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), atol, "`xᵀx ≠ I`: orthonormalize(x)")
+        error = x.mT @ x - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        return self._small(error, atol, "`xᵀx ≠ I`: orthonormalize(x)")
 
     def _check_vector_on_tangent(self, x, u, *, atol=1e-5, rtol=1e-5):
         return self._small(x.mT @ u, atol, "`xᵀu ≠ 0`, u turns the basis inside the subspace: proju(x, u)")
@@ -366,7 +376,8 @@ class Points(NamedTuple):
 def _from_list(X):
     "Columns, groups, the order in which the points stand in them, and the shape of the batch: none"
     bases = [as_basis(x, f"X[{i}]").detach() for i, x in enumerate(X)]
-    if not bases or any(b.ndim != 2 for b in bases): raise ValueError("X is a list; expected one or more (n, k) matrices in it, or a stack (N, ..., n, k)")
+    if not bases or any(b.ndim != 2 for b in bases):
+        raise ValueError("X is a list; expected one or more (n, k) matrices in it, or a stack (N, ..., n, k)")
     for b in bases: check_same_space(bases[0], b)
     sizes = [b.shape[1] for b in bases]
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
@@ -397,7 +408,8 @@ def _as_weights(weights, order, batch): # in float64, scaled twice: a sum of lar
         raise ValueError(f"weights have shape {tuple(w.shape)}; expected one for each of the {N} points{shapes}")
     if w.ndim: w = w.movedim(0, -1)[..., order]
     w = w.expand(*batch, N).reshape(-1, N)
-    if not ((w >= 0) & (w < math.inf)).all() or not (w > 0).any(-1).all(): raise ValueError("weights must be finite, none negative, and not all zero")
+    if not ((w >= 0) & (w < math.inf)).all() or not (w > 0).any(-1).all():
+        raise ValueError("weights must be finite, none negative, and not all zero")
     w = w / w.amax(-1, keepdim=True)
     return w / w.sum(-1, keepdim=True)
 
@@ -406,7 +418,8 @@ def _mean_dimension(k, groups, n):
     sizes = [l for N, l in groups for _ in range(N)]
     if k is None and len(groups) > 1: raise ValueError(f"the points have dimensions {sizes}; say the mean's with k=")
     k, most = groups[0][1] if k is None else k, min(n, sum(sizes))
-    if k not in range(1, most + 1): raise ValueError(f"k={k}; the {sum(sizes)} columns of all points in ℝ^{n} leave 1 … {most}")
+    if k not in range(1, most + 1):
+        raise ValueError(f"k={k}; the {sum(sizes)} columns of all points in ℝ^{n} leave 1 … {most}")
     return int(k)
 
 def as_points(
@@ -443,7 +456,8 @@ def cost_and_gradient(
         cost = cost + (w * theta.square().sum(-1)).sum(-1) / 2
         bend = bend + (w * (c * unwound).mean(-1)).sum(-1)
         B.append((F if S is M else F.mT).movedim(-3, -2).flatten(-2))
-    return cost, _horizontal(x, ((torch.cat(B, -1) if len(B) > 1 else B[0]) @ points.columns.mT).mT), bend
+    B = torch.cat(B, -1) if len(B) > 1 else B[0]
+    return cost, _horizontal(x, (B @ points.columns.mT).mT), bend
 
 # %% ../nbs/02_karcher.ipynb #b68411d9
 def _gram(X): # (N, B, n, k)
@@ -539,7 +553,8 @@ def leading_directions(
         tol, steps = (64 * torch.finfo(dtype).eps, 24) if exact else (1e-3, 8)
         rough = dtype if exact or size <= 192 else torch.float32
         some = points._replace(columns=points.columns.to(rough), weights=points.weights.to(rough))
-        found, done = subspace_iteration(some.project, random_start(some, k, torch.Generator().manual_seed(0)), k, tol, steps, every=4)
+        start = random_start(some, k, torch.Generator().manual_seed(0))
+        found, done = subspace_iteration(some.project, start, k, tol, steps, every=4)
         if rough == dtype and not exact: return found
         if done or not exact: return _refined(Leading(*(t.to(dtype) for t in found)), points)
     return dense_directions(points, k)
@@ -550,7 +565,8 @@ def _refined(leading, points):
     Z, k = points.project(V), V.shape[-1]
     values, R = (t.flip(-1) for t in torch.linalg.eigh(V.mT @ Z))
     V, residuals = V @ R, (Z @ R - (V @ R) * values[..., None, :]).norm(dim=-2)
-    return Leading(V, torch.cat([values.clamp(0, 1), leading.values[..., k:]], -1), torch.cat([residuals, leading.residuals[..., k:]], -1))
+    values = torch.cat([values.clamp(0, 1), leading.values[..., k:]], -1)
+    return Leading(V, values, torch.cat([residuals, leading.residuals[..., k:]], -1))
 
 def dense_directions(
     points:Points, # of which to take the mean projector
@@ -589,8 +605,8 @@ def chordal_mean(
     angles = points.dims.clamp(max=k).to(points.weights)
     variance = ((points.weights * angles).sum(-1) - values[..., :k].sum(-1)).clamp(min=0)
     gap = values[..., k - 1] - values[..., k:].sum(-1)
-    plain = in_shape(batch)
-    return ChordalMean(lift(V).reshape(*batch, -1, k), plain(variance), plain(gap), plain(residuals[..., :k].norm(dim=-1)))
+    plain, residual = in_shape(batch), residuals[..., :k].norm(dim=-1)
+    return ChordalMean(lift(V).reshape(*batch, -1, k), plain(variance), plain(gap), plain(residual))
 
 def in_shape(
     batch:tuple, # shape of the result; (): one number
@@ -601,7 +617,7 @@ def in_shape(
 # %% ../nbs/02_karcher.ipynb #3028afff
 def lbfgs_direction(
     g:Tensor, # (..., n, k) negative gradient
-    pairs:list, # [(s, z, 1/⟨s, z⟩), …]: steps, what each took off g, and (..., 1, 1) numbers, 0 of a pair that is not to count
+    pairs:list, # [(s, z, 1/⟨s, z⟩), …]: steps, what each took off g, numbers (..., 1, 1), 0 where a pair does not count
 )->Tensor: # (..., n, k)
     "The step that L-BFGS takes (Nocedal & Wright 2006, Alg. 7.4)"
     alphas = []
@@ -614,14 +630,19 @@ def lbfgs_direction(
 
 # %% ../nbs/02_karcher.ipynb #eda1c5f3
 class _Place(NamedTuple):
-    "Where the descents of a batch are: x spans base + Z, g and G are the negative gradients at x and in the chart; each (B, ...)"
-    x:Tensor; cost:Tensor; g:Tensor; base:Tensor; Z:Tensor; G:Tensor
+    "Where the descents of a batch are, each (B, ...)"
+    x: Tensor # spans base + Z
+    cost: Tensor
+    g: Tensor # negative gradient at x
+    base: Tensor
+    Z: Tensor
+    G: Tensor # negative gradient in the chart
 
 def _at(x, cost, g): return _Place(x, cost, g, x, torch.zeros_like(x), g) # a new base
 
 def _rises(cost, at): return ~(cost <= at.cost + 8 * torch.finfo(cost.dtype).eps * (1 + at.cost)) # beyond rounding
 
-def _step(at:_Place, pairs:list, scale:Tensor, points:Points|None, evaluate:Callable, memory:int=8)->tuple[_Place, list]:
+def _step(at:_Place, pairs, scale, points, evaluate, memory=8)->tuple[_Place, list]:
     "One step of L-BFGS in the chart, or along the gradient, to a new base, where that does not lower the cost"
     step = lbfgs_direction(at.G, pairs) if pairs else scale * at.G
     Z = at.Z + step
@@ -668,7 +689,8 @@ def descend(
     cost, g, bend = evaluate(x, points)
     pairs, scale = [], 1 / bend.clamp(min=.5)[:, None, None]
     at, plain = _plain_steps(_at(x, cost, g), scale, points, tol, max_iter, evaluate)
-    live, todo, out = torch.arange(len(x), device=x.device), torch.ones(len(x), dtype=torch.bool, device=x.device), []
+    live = torch.arange(len(x), device=x.device)
+    todo, out = torch.ones(len(x), dtype=torch.bool, device=x.device), []
     for n_iter in range(plain, max_iter + 1):
         now = [at.x, at.cost, _norm(at.g), torch.full_like(live, n_iter)]
         out = now if len(live) == len(x) and todo.all() else _kept(out, now, live, todo)
@@ -699,10 +721,10 @@ class KarcherMean:
     variance: float|Tensor # Σ wᵢ d²(mean, Yᵢ) [rad²]
     max_angle: float|Tensor # the largest angle between the mean and a point [rad]
     eigengap: float|Tensor # λ_k − λ_{k+1} of the mean projector, in [0, 1]
-    unique: bool|None|list # True: converged, and proven. False: eigengap < 0.05, or restarts ended elsewhere. None: neither
+    unique: bool|None|list # True: converged, and proven. False: eigengap < 0.05, or restarts differ. None: neither
     lower_bound: float|Tensor # no subspace has a smaller variance, proven; 0 where nothing is
     effective_k: int|Tensor # where, up to k, the eigenvalues of the mean projector fall most
-    spread: float|Tensor|None # distance between means of restarts within 1 % of the best variance [rad]; None: no restarts
+    spread: float|Tensor|None # distance between restarts within 1 % of the best variance [rad]; None: no restarts
 
 # %% ../nbs/02_karcher.ipynb #86be86df
 class Evidence(NamedTuple):
@@ -720,11 +742,14 @@ def evidence(
     k, M, eps = mean.shape[-1], mean.mT @ points.columns, torch.finfo(mean.dtype).eps
     cosines = [torch.linalg.svdvals(m).clamp(max=1) for m in points.split(M)] # (B, N, min(k, l)) each
     d2 = torch.cat([angle_of_cosine(c).square().sum(-1) for c in cosines], -1)
-    top = torch.cat([torch.nn.functional.pad(angle_of_cosine(c[..., -2:]), (max(0, 2 - c.shape[-1]), 0)) for c in cosines], -2)
+    largest = [angle_of_cosine(c[..., -2:]) for c in cosines]
+    top = torch.cat([torch.nn.functional.pad(t, (2 - t.shape[-1], 0)) for t in largest], -2)
     if (d2 < eps ** .25).any(): # a cosine near 1 says little of the angle: Σ sin²θ from the residual
         residuals = points.split(points.columns - mean @ M)
-        sines = torch.cat([h.square().sum((-2, -1)) - max(0, l - k) for h, (_, l) in zip(residuals, points.groups)], -1).clamp(min=0)
-        d2 = sines + (d2 - torch.cat([((1 - c) * (1 + c)).sum(-1) for c in cosines], -1)).clamp(min=0) # θ ≥ sin θ, but for rounding
+        sines = [h.square().sum((-2, -1)) - max(0, l - k) for h, (_, l) in zip(residuals, points.groups)]
+        sines = torch.cat(sines, -1).clamp(min=0)
+        rough = torch.cat([((1 - c) * (1 + c)).sum(-1) for c in cosines], -1) # the same from the cosines
+        d2 = sines + (d2 - rough).clamp(min=0) # θ ≥ sin θ, but for rounding
         top = torch.minimum(top, sines.sqrt().clamp(max=1).asin()[..., None])
     return Evidence(points.weights, d2, torch.where(points.weights[..., None] > 0, top, 0.), points.dims)
 
@@ -734,9 +759,11 @@ def _enclosed(mean, seen, leading):
     V, values, residuals = leading
     k, eps = V.shape[-1], torch.finfo(V.dtype).eps
     rounding = 8 * k * eps
-    if not residuals.any(): return (values[..., :k] + rounding).clamp(max=1), values[..., k:].sum(-1) + rounding, torch.ones_like(values[..., 0], dtype=torch.bool)
+    if not residuals.any(): # dense
+        every = torch.ones_like(values[..., 0], dtype=torch.bool)
+        return (values[..., :k] + rounding).clamp(max=1), values[..., k:].sum(-1) + rounding, every
     H = _horizontal(V, mean)
-    apart = torch.linalg.eigvalsh(H.mT @ H)[..., -1].clamp(0, 1).sqrt().asin() # the largest angle between V and the mean
+    apart = torch.linalg.eigvalsh(H.mT @ H)[..., -1].clamp(0, 1).sqrt().asin() # the largest angle of V and the mean
     sines = (seen.top[..., 1] + apart[..., None]).clamp(max=math.pi / 2).sin().square()
     outside = (seen.weights * torch.where(seen.dims > k, 1., sines)).sum(-1) # P̄ on the complement of V is at most this
     room = values[..., k - 1] - outside
@@ -745,18 +772,21 @@ def _enclosed(mean, seen, leading):
 
 def _verdict(mean, seen, leading, bounds):
     "variance, eigengap, lower bound, and whether uniqueness is proven; each (B,)"
-    (w, d2, top, dims), (V, values, residuals) = seen, leading
+    w, d2, top, dims = seen
+    V, values, residuals = leading
     k, eps = mean.shape[-1], torch.finfo(w.dtype).eps
     upper, following, _ = bounds
     variance, gap = (w * d2).sum(-1), (values[..., k - 1] - following).clamp(min=eps)
     cosine = upper.clamp(min=eps).sqrt()
-    lower = angle_of_cosine(cosine).square().sum(-1) - (w * (k - dims).clamp(min=0)).sum(-1) * math.pi ** 2 / 4 # a point of l < k dimensions has k − l angles fewer
+    missing = (w * (k - dims).clamp(min=0)).sum(-1) # a point of l < k dimensions has k − l angles fewer
+    lower = angle_of_cosine(cosine).square().sum(-1) - missing * math.pi ** 2 / 4
     lower = torch.minimum(lower.clamp(min=0), variance)
     radius = ((variance - lower) / (gap * _unwind(cosine[..., 0]) / cosine[..., 0])).sqrt()
     off = residuals[..., :k].norm(dim=-1) / gap # V is that close to the chordal mean (Davis & Kahan 1970)
     reach = torch.stack([radius, off, _horizontal(V, mean).norm(dim=(-2, -1))]).clamp(max=1).asin().sum(0)
     s = (top.sum(-1) + min(2, k) * reach[..., None]).clamp(min=eps) # s cot s is 1 at 0
-    proven = (top[..., 1] + reach[..., None] < math.pi / 2).all(-1) & ((w * s / s.tan()).sum(-1) > 0) & (dims == k).all()
+    near = (top[..., 1] + reach[..., None] < math.pi / 2).all(-1)
+    proven = near & ((w * s / s.tan()).sum(-1) > 0) & (dims == k).all()
     eigengap = values[..., k - 1] - (values[..., k:] + residuals[..., k:]).sum(-1)
     return variance, eigengap.clamp(min=0), lower, proven
 
@@ -811,16 +841,24 @@ def with_evidence(
     doubt = ~proven & (several | (max_angle > math.pi / 4))
     if doubt.any():
         i = int(doubt.nonzero()[0])
-        parts = [f"the Karcher mean may be one of several: largest angle to it {max_angle[i]:.2f} rad (π/4 is 0.79), eigengap {gap[i]:.3f}"]
-        if apart[i]: parts[0] += f", means of restarts {apart[i]:.2g} rad apart"
-        if batch: parts.append(f"mean {i} of {len(doubt)}")
-        if effective_k[i] < k: parts.append(f"the eigengap is widest at k={effective_k[i]}")
-        warnings.warn("; ".join(parts), NonUniqueMeanWarning, caller_level())
+        which = f"mean {i} of {len(doubt)}" if batch else ""
+        text = _doubts(max_angle[i], gap[i], apart[i], which, effective_k[i], k)
+        warnings.warn(text, NonUniqueMeanWarning, caller_level())
     unique = [True if p else False if q else None for p, q in zip(proven.tolist(), several.tolist())]
     plain = in_shape(batch)
     return KarcherMean(
-        lift(mean).reshape(*batch, -1, k), plain(grad_norm <= tol), plain(n_iter), plain(grad_norm), plain(variance), plain(max_angle), plain(gap),
-        np.array(unique, object).reshape(batch).tolist(), plain(lower), plain(effective_k), None if spread is None else plain(spread))
+        mean=lift(mean).reshape(*batch, -1, k), converged=plain(grad_norm <= tol), n_iter=plain(n_iter),
+        grad_norm=plain(grad_norm), variance=plain(variance), max_angle=plain(max_angle), eigengap=plain(gap),
+        unique=np.array(unique, object).reshape(batch).tolist(), lower_bound=plain(lower),
+        effective_k=plain(effective_k), spread=None if spread is None else plain(spread))
+
+def _doubts(max_angle, gap, apart, which, effective_k, k):
+    "What speaks against one mean, in words"
+    text = (f"the Karcher mean may be one of several: largest angle to it {max_angle:.2f} rad (π/4 is 0.79), "
+            f"eigengap {gap:.3f}")
+    if apart: text += f", means of restarts {apart:.2g} rad apart"
+    widest = f"the eigengap is widest at k={effective_k}" if effective_k < k else ""
+    return "; ".join(filter(None, [text, which, widest]))
 
 # %% ../nbs/02_karcher.ipynb #b5d9c33d
 def _starts(points, leading, k, restarts, random_state):
@@ -835,14 +873,16 @@ def _karcher_mean(X, weights, solver, tol, max_iter, k, restarts, random_state):
     if solver not in SOLVERS: raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
     if restarts < 0 or max_iter < 0: raise ValueError(f"restarts={restarts}, max_iter={max_iter}; expected 0 or more")
     points, k, batch, lift = in_span(X, weights, k)
-    leading, tol = leading_directions(points, k, exact=False), default_tolerance(points.columns.dtype) if tol is None else tol
+    tol = default_tolerance(points.columns.dtype) if tol is None else tol
+    leading = leading_directions(points, k, exact=False)
     runs = [SOLVERS[solver](x, points, tol, max_iter) for x in _starts(points, leading, k, restarts, random_state)]
     means, costs, norms, n_iter = (torch.stack(t) for t in zip(*runs))
     best = costs.argmin(0), torch.arange(len(costs[0]), device=costs.device)
     as_good = costs <= 1.01 * costs[best]
     spread = torch.where(as_good, principal_angles(means, means[best]).norm(dim=-1), 0.).amax(0) if restarts else None
     seen = evidence(means[best], points)
-    return with_evidence(means[best], norms[best], n_iter[best], spread, seen, leading, batch, tol, lift, lambda: dense_directions(points, k))
+    def dense(): return dense_directions(points, k)
+    return with_evidence(means[best], norms[best], n_iter[best], spread, seen, leading, batch, tol, lift, dense)
 
 # %% ../nbs/02_karcher.ipynb #80be2eb9
 def _solved(H, b, steps=1000):
@@ -876,8 +916,8 @@ class _Implicit(torch.autograd.Function):
         def hessian(u): return -_horizontal(x, torch.func.jvp(pull, (x,), (u,))[1])
         v, definite = _solved(hessian, _horizontal(x, grad.double()))
         if not definite:
-            raise ValueError("the mean has no derivative: the Hessian of the variance is not positive definite there, as where "
-                             "there are several means; look at .unique and .converged, or take chordal_mean")
+            raise ValueError("the mean has no derivative: the Hessian of the variance is not positive definite there, "
+                             "as where there are several means; look at .unique and .converged, or take chordal_mean")
         with torch.enable_grad():
             Y, w = Y.requires_grad_(), w.requires_grad_()
             to_points, to_weights = torch.autograd.grad((pull(x, Y, w) * v).sum(), (Y, w))
@@ -891,8 +931,8 @@ def _with_gradient(found, X, weights):
     k, points = found.mean.shape[-1], [as_real(x) for x in points]
     if any(x.shape[-1] != k for x in points):
         dims = sorted({x.shape[-1] for x in points})
-        raise ValueError(f"points of dimensions {dims} have a mean of dimension {k}; its gradient is known for points of its own "
-                         "dimension only: detach() the points and weights")
+        raise ValueError(f"points of dimensions {dims} have a mean of dimension {k}; its gradient is known for points "
+                         "of its own dimension only: detach() the points and weights")
     Y = (torch.stack(points) if isinstance(X, (list, tuple)) else points[0]).to(found.mean)
     w = as_real(torch.ones(len(Y)) if weights is None else weights, "weights", 0).to(Y)
     w = w / w.detach().amax(0)
@@ -902,7 +942,7 @@ def _with_gradient(found, X, weights):
 # %% ../nbs/02_karcher.ipynb #a5650737
 @renamed(method="solver")
 def karcher_mean(
-    X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ), of which the min(kᵢ, k) angles to the mean count (Ye & Lim 2016)
+    X, # (N, ..., n, k) orthonormal columns, or a list of (n, kᵢ): the min(kᵢ, k) angles count (Ye & Lim 2016)
     weights=None, # (N,) or (N, ...), normalised to sum 1
     solver:str="auto", # "lbfgs", or geoopt's RiemannianSGD ("geoopt"), slower, to check against
     tol:float|None=None, # on the norm of the gradient; None: 1e-8, in float32 2e-6
