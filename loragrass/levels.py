@@ -187,7 +187,8 @@ class Levels(Clusters):
     @property
     def doubt(self)->str:
         "In words, where another number of groups is nearly as likely; else nothing"
-        if self.other is None or self.evidence is None or self.confidence >= DOUBTFUL and self.beside < NEARLY: return ""
+        sure = self.confidence >= DOUBTFUL and self.beside < NEARLY
+        if self.other is None or self.evidence is None or sure: return ""
         return (f"how many groups there are is in doubt: this number has a confidence of {self.confidence:.2f}, "
                 f"and {self.other} is {self.beside:.2f} times as likely")
 
@@ -241,15 +242,7 @@ def cluster_levels(
     random_state:int=0, # of the sample
 )->Levels:
     "Groups of points, as many as the two levels of their pairs say"
-    given = (left, right, cosine) if alignment is None else (left, right, cosine, alignment)
-    given = [np.asarray(torch.as_tensor(M).cpu(), float) for M in given]
-    N = len(given[0])
-    if not N or {M.shape for M in given} != {(N, N)}:
-        raise ValueError(f"shapes {', '.join(str(M.shape) for M in given)}; expected matrices (N, N) of the same points")
-    if not all(np.isfinite(M).all() and np.allclose(M, M.T) for M in given):
-        raise ValueError("a matrix is not symmetric, or has NaN; expected those of one collection")
-    left, right, cosine = given[:3]
-    aligned = given[3] if len(given) > 3 else cosine / cosine_scale(left, right)
+    left, right, cosine, aligned = _matrices(left, right, cosine, alignment)
     zero = left.diagonal() <= 0
     _, copy = connected_components((cosine >= COPY) & ~zero[:, None] & ~zero)
     names, first = np.unique(np.where(zero, -1, copy), return_index=True)
@@ -267,15 +260,31 @@ def cluster_levels(
     barred = C[np.triu_indices(n, 1)] <= OPPOSITE
     cuts = _likeliest(witnesses(left[at], right[at], aligned[at]), barred, n, sample, random_state)
     evidence = pd.Series(cuts.evidence[::-1], np.arange(1, n + 1), name="log evidence").rename_axis("groups")
-    seen = evidence[:max_clusters] if np.isfinite(evidence[:max_clusters]).any() else evidence
+    k, confidence, other, beside = _number(evidence, max_clusters)
+    labels = np.where(zero, n, fcluster(cuts.tree, k, "maxclust")[same.clip(max=n - 1)] - 1)
+    odds = _spread(_pairs(np.where(barred, -np.inf, cuts.odds), n), same, zero)
+    return Levels(first_seen(labels), note=_zeros(zero), confidence=confidence,
+                  other=other, beside=beside, evidence=evidence, **told, odds=odds)
+
+def _matrices(left, right, cosine, alignment):
+    "The four matrices, checked; the alignment as of one part, where none came"
+    given = (left, right, cosine) if alignment is None else (left, right, cosine, alignment)
+    given = [np.asarray(torch.as_tensor(M).cpu(), float) for M in given]
+    N, shapes = len(given[0]), [M.shape for M in given]
+    if not N or set(shapes) != {(N, N)}:
+        raise ValueError(f"shapes {', '.join(map(str, shapes))}; expected matrices (N, N) of the same points")
+    if not all(np.isfinite(M).all() and np.allclose(M, M.T) for M in given):
+        raise ValueError("a matrix is not symmetric, or has NaN; expected those of one collection")
+    left, right, cosine = given[:3]
+    return left, right, cosine, given[3] if len(given) > 3 else cosine / cosine_scale(left, right)
+
+def _number(evidence, most):
+    "The likeliest number of groups, its confidence, the next likely number, and how likely that is beside it"
+    seen = evidence[:most] if np.isfinite(evidence[:most]).any() else evidence
     k, share = int(seen.idxmax()), np.exp(evidence - np.logaddexp.reduce(evidence)) # type: ignore
     rest = share.drop(k)
     other = int(rest.idxmax()) if len(rest) and rest.max() > 0 else None
-    beside = float(min(1, rest.max() / share[k])) if other else 0.0
-    labels = np.where(zero, n, fcluster(cuts.tree, k, "maxclust")[same.clip(max=n - 1)] - 1)
-    odds = _spread(_pairs(np.where(barred, -np.inf, cuts.odds), n), same, zero)
-    return Levels(first_seen(labels), note=_zeros(zero), confidence=float(share[k]),
-                  other=other, beside=beside, evidence=evidence, **told, odds=odds)
+    return k, float(share[k]), other, float(min(1, rest.max() / share[k])) if other else 0.0
 
 def _zeros(zero): # in words
     if not zero.any(): return ""
