@@ -90,7 +90,9 @@ def _hartigan(K, w, labels, k, max_iter, rng):
 def _warn_health(K):
     "Warn of a kernel matrix that says nothing or is none; below three points no matrix says much"
     some = np.random.default_rng(0).permutation(len(K))[:1000]
-    if len(K) > 2 and (health := kernel_health(K[some][:, some])).verdict in ("degenerate", "indefinite"): health.warn()
+    if len(K) < 3: return
+    health = kernel_health(K[some][:, some])
+    if health.verdict in ("degenerate", "indefinite"): health.warn()
 
 def _warn_unfinished(model):
     name = type(model).__name__
@@ -110,7 +112,8 @@ def _weights(sample_weight, N)->np.ndarray: # (N,)
     w = as_array(as_real(sample_weight, "sample_weight", 0).double())
     if w.shape != (N,) or not (w >= 0).all() or not np.isfinite(w).all():
         raise ValueError(f"sample_weight has shape {w.shape}, for {N} points; expected one for each, finite and ≥ 0")
-    if not np.isfinite(w.sum()): raise ValueError("sample_weight adds up to more than a number holds; divide it by its largest")
+    if not np.isfinite(w.sum()):
+        raise ValueError("sample_weight adds up to more than a number holds; divide it by its largest")
     if not w.any(): raise ValueError("Sample weights must contain at least one non-zero number.") # scikit-learn's words
     return w
 
@@ -260,7 +263,8 @@ class Clusters:
 def _silhouettes(M, label, ks, **kwargs):
     "Silhouette and labels for each number of groups"
     D, labels = _kernel_distances(M), {k: label(k, **kwargs) for k in ks}
-    return {k: float(silhouette_score(D, l, metric="precomputed")) if 1 < len(set(l)) < len(M) else -1.0 for k, l in labels.items()}, labels
+    def score(l): return float(silhouette_score(D, l, metric="precomputed")) if 1 < len(set(l)) < len(M) else -1.0
+    return {k: score(l) for k, l in labels.items()}, labels
 
 def _shuffle(K, rng):
     "The same kernel values between other pairs"
@@ -274,7 +278,7 @@ def _shuffle(K, rng):
 def cluster_kernel(
     K:Tensor|np.ndarray, # (N, N) kernel matrix ≥ 0
     n_clusters:int|str="auto", # or the number of groups
-    clustering:str="spectral", # "agglomerative", "kernel_kmeans", or "hdbscan", which finds its own number: a name of CLUSTERINGS
+    clustering:str="spectral", # or "agglomerative", "kernel_kmeans", "hdbscan", which finds its own number: CLUSTERINGS
     normalized:bool=True, # spectral: D^(-1/2) K D^(-1/2), or L = D − K
     max_clusters:int|None=None, # of "auto", 2 or more; default: N − 1, at most 32
     random_state:int=0, # of the starts of k-means and of the shuffles of "auto"
@@ -283,10 +287,7 @@ def cluster_kernel(
     K = np.asarray(as_array(K))
     M, N = K.astype(float), len(K)
     _check_kernel(M)
-    if clustering not in CLUSTERINGS:
-        raise ValueError(f"clustering {clustering!r}: expected one of {', '.join(CLUSTERINGS)}")
-    if max_clusters is not None and max_clusters < 2:
-        raise ValueError(f"max_clusters={max_clusters}: expected 2 or more")
+    _check_grouping(clustering, max_clusters)
     zero = ~M.any(0)
     if zero.any() and not zero.all():
         found = cluster_kernel(K[~zero][:, ~zero], n_clusters, clustering, normalized, max_clusters, random_state)
@@ -297,13 +298,13 @@ def cluster_kernel(
     if zero.all(): return Clusters(np.zeros(N, int), note=nothing)
     if N == 1: return Clusters(np.zeros(N, int))
     _warn_health(K)
-    row = CLUSTERINGS[clustering]
-    k = (max_clusters or 32) if n_clusters == "auto" else int(n_clusters)
-    def label(M): return row.labels(M, normalized=normalized, random_state=random_state, most=k)
-    if n_clusters == "auto" and not row.own_number: return _auto(M, label, k, random_state)
-    unused = n_clusters != "auto" and row.own_number
-    note = f"{clustering!r} finds its own number of groups: n_clusters={n_clusters} was not used" if unused else ""
-    return Clusters(first_seen(label(M)(k)), note=note)
+    return _grouped(M, n_clusters, CLUSTERINGS[clustering], clustering, normalized, max_clusters or 32, random_state)
+
+def _check_grouping(clustering, max_clusters):
+    if clustering not in CLUSTERINGS:
+        raise ValueError(f"clustering {clustering!r}: expected one of {', '.join(CLUSTERINGS)}")
+    if max_clusters is not None and max_clusters < 2:
+        raise ValueError(f"max_clusters={max_clusters}: expected 2 or more")
 
 def _check_kernel(M):
     if M.ndim != 2 or M.shape[0] != M.shape[1] or not len(M):
@@ -313,6 +314,15 @@ def _check_kernel(M):
     if M.min() < -1e-12:
         raise ValueError(f"grouping needs similarities ≥ 0, got {M.min():.2g}; take a kernel such as 'projection'")
 
+def _grouped(M, n_clusters, row, name, normalized, most, random_state):
+    "By a row of CLUSTERINGS, into as many groups as are asked for or stand out"
+    auto = n_clusters == "auto"
+    k = most if auto else int(n_clusters)
+    def label(M): return row.labels(M, normalized=normalized, random_state=random_state, most=k)
+    if auto and not row.own_number: return _auto(M, label, k, random_state)
+    unused = row.own_number and not auto
+    note = f"{name!r} finds its own number of groups: n_clusters={n_clusters} was not used" if unused else ""
+    return Clusters(first_seen(label(M)(k)), note=note)
 def _with_zeros(found, zero): # those that are zero as a group of their own
     labels = np.full(len(zero), len(zero))
     labels[~zero] = found.labels
@@ -322,13 +332,17 @@ def _with_zeros(found, zero): # those that are zero as a group of their own
 def _auto(M, fit, most, random_state):
     "The grouping with the largest silhouette, if no shuffle of the kernel has a larger one"
     N, rng = len(M), np.random.default_rng(random_state)
-    if N < 4: return Clusters(np.zeros(N, int), note="" if N == 1 else f"{N} are too few to tell how many groups there are: all are in one; name the number")
+    few = f"{N} are too few to tell how many groups there are: all are in one; name the number"
+    if N < 4: return Clusters(np.zeros(N, int), note="" if N == 1 else few)
     ks = range(2, min(N - 1, most) + 1)
     scores, labels = _silhouettes(M, fit(M), ks)
-    null = max(max(_silhouettes(S, fit(S), ks, n_init=1)[0].values()) for S in (_shuffle(M, rng) for _ in range(20)))
+    shuffles = (_shuffle(M, rng) for _ in range(20))
+    null = max(max(_silhouettes(S, fit(S), ks, n_init=1)[0].values()) for S in shuffles)
     best, curve = max(scores, key=lambda k: scores[k]), pd.Series(scores, name="silhouette")
     if scores[best] >= max(null, 1e-6): return Clusters(first_seen(labels[best]), curve, null)
-    return Clusters(np.zeros(N, int), curve, null, f"no grouping stands out (silhouette {scores[best]:.2f}, shuffled kernels reach {null:.2f}): all are in one group; name a number to have more")
+    note = (f"no grouping stands out (silhouette {scores[best]:.2f}, shuffled kernels reach {null:.2f}): "
+            "all are in one group; name a number to have more")
+    return Clusters(np.zeros(N, int), curve, null, note)
 
 # %% ../nbs/02b_clustering.ipynb #0151fa0c
 def matched(
@@ -364,8 +378,8 @@ def regrouped(
 )->np.ndarray: # (N,); −1 for a point that is not there
     "Another matrix of points that are grouped already, in as many groups, matched to those"
     here = (K.diagonal() > 0).numpy()
-    out = np.full(len(K), -1)
-    if here.any(): out[here] = matched(_quietly(K[here][:, here], len(set(reference[here])), random_state), reference[here])
+    out, before = np.full(len(K), -1), reference[here]
+    if here.any(): out[here] = matched(_quietly(K[here][:, here], len(set(before)), random_state), before)
     return out
 
 def sees_otherwise(
@@ -374,7 +388,7 @@ def sees_otherwise(
     n_clusters:int, # groups of each
     random_state:int=0, # of the starts of k-means
 )->bool:
-    "Does K group otherwise than the reference, and is what it alone puts together more alike there than what the reference alone does?"
+    "Does K group otherwise, and is what it alone puts together more alike there than what the reference alone does?"
     mine, other = (_quietly(M, n_clusters, random_state) for M in (K, reference))
     together, elsewhere = np.equal.outer(mine, mine), np.equal.outer(other, other)
     only_mine, only_other = together & ~elsewhere, elsewhere & ~together
