@@ -223,8 +223,8 @@ def _items(x, kind, name, depth):
     one = isinstance(item, type) and item is not Any and item not in _NAMES # Any is a class, too
     if one and isinstance(x, item): return [x] # type: ignore
     if isinstance(x, str) and get_origin(kind) is Iterable and item is str: return list(x) # letters
-    whole = isinstance(x, (str, bytes, Mapping, os.PathLike)) # goes through one by one, and is not meant so
-    if whole or not isinstance(x, Iterable): return _refuse(x, kind, name, depth)
+    if isinstance(x, (str, bytes, Mapping, os.PathLike)): return _refuse(x, kind, name, depth) # one, though it iterates
+    if not isinstance(x, Iterable): return _refuse(x, kind, name, depth)
     if isinstance(x, (Tensor, np.ndarray)) and (x.ndim == 0 or one and x.dtype is not np.dtype(object)):
         return _refuse(x, kind, name, depth)
     if isinstance(x, Tensor) or isinstance(x, np.ndarray) and x.dtype.kind in "biuf": return x
