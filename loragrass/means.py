@@ -15,9 +15,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from .karcher import (Evidence, Grassmann, KarcherMean, Leading, angle_of_cosine, as_points, cost_and_gradient, default_tolerance,
-                               descend, evidence, in_shape, in_span, karcher_mean, leading_directions, random_start,
-                               subspace_iteration, with_evidence)
+from .karcher import (Evidence, Grassmann, KarcherMean, Leading, angle_of_cosine, as_points,
+                               cost_and_gradient, default_tolerance, descend, evidence, in_shape, in_span,
+                               karcher_mean, leading_directions, random_start, subspace_iteration, with_evidence)
 from .checks import as_basis, as_real
 
 # %% ../nbs/02a_means.ipynb #9ac7c2e3
@@ -55,7 +55,8 @@ def karcher_median(
         x, n_iter = GR.expmap(x, g), n_iter + 1
     plain = in_shape(batch)
     d = evidence(x, points).d2.sqrt() # exact near 0
-    return KarcherMedian(lift(x).reshape(*batch, -1, k), plain(norm <= tol), n_iter, plain(norm), plain((points.weights * d).sum(-1)))
+    mean_distance = (points.weights * d).sum(-1)
+    return KarcherMedian(lift(x).reshape(*batch, -1, k), plain(norm <= tol), n_iter, plain(norm), plain(mean_distance))
 
 # %% ../nbs/02a_means.ipynb #42a88d75
 @dataclass(frozen=True)
@@ -89,12 +90,13 @@ class PrincipalGeodesics:
         scores, # (..., q) coordinates
     )->Tensor: # (..., n, k)
         "The subspace at these coordinates"
-        return GR.expmap(self.mean, torch.einsum("...q,qnk->...nk", as_real(scores, "scores", 1).to(self.directions), self.directions))
+        scores = as_real(scores, "scores", 1).to(self.directions)
+        return GR.expmap(self.mean, torch.einsum("...q,qnk->...nk", scores, self.directions))
 
 @torch.no_grad()
 def principal_geodesics(
     X, # (N, n, k) orthonormal columns
-    n_components:int|None=None, # None: all, min(N − 1, k(n − k)), or N elsewhere than at the mean; those of no variance are rounding
+    n_components:int|None=None, # None: all, min(N − 1, k(n − k)), or N away from the mean; where nothing varies, rounding
     mean:Tensor|None=None, # (n, k) where to look from; None: the Karcher mean
     weights=None, # (N,), normalised to sum 1
 )->PrincipalGeodesics:
@@ -104,9 +106,11 @@ def principal_geodesics(
     points, k, _ = as_points(X, weights)
     most = min(len(X) - (mean is None), k * (X.shape[-2] - k)) # at the mean, the logarithms sum to 0
     mean = karcher_mean(X, weights).mean if mean is None else as_basis(mean, "mean").to(X)
-    if mean.shape != X.shape[1:]: raise ValueError(f"mean has shape {tuple(mean.shape)}; expected that of a point, {tuple(X.shape[1:])}")
+    if mean.shape != X.shape[1:]:
+        raise ValueError(f"mean has shape {tuple(mean.shape)}; expected that of a point, {tuple(X.shape[1:])}")
     q = most if n_components is None else n_components
-    if not 0 <= q <= most: raise ValueError(f"n_components={q}; {len(X)} points on Gr({k}, {X.shape[-2]}) have up to {most}")
+    if not 0 <= q <= most:
+        raise ValueError(f"n_components={q}; {len(X)} points on Gr({k}, {X.shape[-2]}) have up to {most}")
     U = GR.logmap(mean, X).flatten(1)
     _, S, Vh = torch.linalg.svd(points.weights[0, :, None].sqrt() * U, full_matrices=False)
     return PrincipalGeodesics(mean, Vh[:q].unflatten(1, mean.shape), S[:q].square(), U @ Vh[:q].T)
@@ -118,7 +122,8 @@ def _read(chunks, k=None, n=None):
     for chunk in chunks:
         if not len(chunk): continue
         points, k, batch = as_points(chunk, k=k)
-        if batch or n not in (None, points.columns.shape[-2]): raise ValueError(f"a chunk has points of shape {tuple(chunk[0].shape)}; expected ({n or 'n'}, k)")
+        if batch or n not in (None, points.columns.shape[-2]):
+            raise ValueError(f"a chunk has points of shape {tuple(chunk[0].shape)}; expected ({n or 'n'}, k)")
         yield points, k
         empty = False
     if empty: raise ValueError("chunks is empty; expected at least one stack (N, n, k)")
@@ -135,13 +140,15 @@ def _average(chunks, fn): # fn(points) → tuple of tensors
 def _leading_of_chunks(read, k, A):
     "The mean projector's leading eigenvectors: dense where it is small, else by reading everything up to nine times"
     if A.shape[-2] <= 256:
-        P, = _average(read(), lambda points: (points.project(torch.eye(A.shape[-2], dtype=A.dtype, device=A.device)[None]),))
+        eye = torch.eye(A.shape[-2], dtype=A.dtype, device=A.device)[None]
+        P, = _average(read(), lambda points: (points.project(eye),))
         values, V = (t.flip(-1) for t in torch.linalg.eigh(P))
         values = values[..., :k + 1].clamp(0, 1)
         return Leading(V[..., :k], values, torch.zeros_like(values))
     generator = torch.Generator().manual_seed(0)
     V, = _average(read(), lambda points: (random_start(points, k, generator),))
-    return subspace_iteration(lambda V: _average(read(), lambda points: (points.project(V),))[0], V, k, 1e-3, 8)[0]
+    def project(V): return _average(read(), lambda points: (points.project(V),))[0]
+    return subspace_iteration(project, V, k, 1e-3, 8)[0]
 
 @torch.no_grad()
 def streaming_mean(
@@ -151,12 +158,15 @@ def streaming_mean(
     k:int|None=None, # dimension of the mean; None: that of the points
 )->KarcherMean:
     "The Karcher mean of points that are read chunk by chunk"
-    if isinstance(chunks, Iterator): raise ValueError("chunks can be read only once; pass a list, a DataLoader, or an object whose __iter__ starts anew")
+    if isinstance(chunks, Iterator):
+        raise ValueError("chunks can be read only once; pass a list, a DataLoader, "
+                         "or an object whose __iter__ starts anew")
     first, k = next(_read(chunks, k))
     n, tol = first.columns.shape[-2], default_tolerance(first.columns.dtype) if tol is None else tol
     read = partial(_read, chunks, k, n)
     leading = _leading_of_chunks(read, k, first.columns)
-    x, _, norm, n_iter = descend(leading.vectors, None, tol, max_iter, lambda x, _: _average(read(), lambda points: cost_and_gradient(x, points)))
+    def evaluate(x, _): return _average(read(), lambda points: cost_and_gradient(x, points))
+    x, _, norm, n_iter = descend(leading.vectors, None, tol, max_iter, evaluate)
     _, d2, top, dims = zip(*(evidence(x, points) for points, _ in read()))
     d2 = torch.cat(d2, -1)
     seen = Evidence(torch.full_like(d2, 1 / d2.shape[-1]), d2, torch.cat(top, -2), torch.cat(dims))
