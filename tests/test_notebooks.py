@@ -6,6 +6,7 @@ import os, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat, pytest
+from conftest import compare_outputs
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,18 @@ def test_pages_end_alike():
     "The last cell of every page but the index exports"
     last = {name: read(name).cells[-1].source for name in ALL if name != "index"}
     assert len(last) >= 24 and len(set(last.values())) == 1 and "nbdev_export()" in last["00_plucker"]
+
+def printed(text): return [{"output_type": "stream", "name": "stdout", "text": text}]
+
+@pytest.mark.parametrize("stored, fresh", [("0.011", "0.012"), ("0.02", "0.01"), ("-0.0", "0.0"), ("1.234e-3", "1.235e-3"),
+                                           ("0.998", "0.96"), ("120", "124"), ("tensor([0.25])", "tensor([0.2500])")])
+def test_outputs_that_agree(stored, fresh): compare_outputs(printed(stored), printed(fresh))
+
+@pytest.mark.parametrize("stored, fresh", [("0.011", "0.031"), ("0.0004", "0.0090"), ("1.2e-3", "1.9e-3"), ("0.02", "-0.01"),
+                                           ("3", "4"), ("1e-12", "1e-7"), ("0.98", "0.92"), ("0.5 of 3", "0.5 in 3")])
+def test_outputs_that_do_not(stored, fresh):
+    "What a page shows is wrong when a small number moves, which an absolute tolerance would not notice"
+    with pytest.raises(AssertionError, match="run `make outputs`"): compare_outputs(printed(stored), printed(fresh))
 
 def run_last_cell(folder):
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
