@@ -40,7 +40,8 @@ class ThinSVD(NamedTuple):
         side:str, # "left" (outputs) or "right" (inputs)
     )->Tensor: # (m, k) U, or (n, k) V
         "Orthonormal basis of one side"
-        if side not in ("left", "right"): raise ValueError(f"side {side!r}: expected 'left' (outputs) or 'right' (inputs)")
+        if side not in ("left", "right"):
+            raise ValueError(f"side {side!r}: expected 'left' (outputs) or 'right' (inputs)")
         return self.U if side == "left" else self.Vh.mT
 
 # %% ../nbs/03_lora_io.ipynb #70e9aa88
@@ -56,9 +57,9 @@ class LoRAUpdate:
     up:Tensor # (m, r) B, lora_up
     down:Tensor # (r, n) A, lora_down; n = in·kh·kw for a convolution
     scale:float # resolved once at reading
-    weight_shape:tuple # shape of the weight in the base: (m, n) | (o, i, kh, kw) | (n, m) if transposed, as (vocabulary, dim)
+    weight_shape:tuple # of the weight in the base: (m, n) | (o, i, kh, kw) | (n, m) if transposed, as (vocabulary, dim)
     transposed:bool=False # the base holds (out, in) the other way round: Conv1D, embedding
-    groups:int=1 # of a convolution whose groups of outputs each read their own share of the ranks in a file; the update itself has none
+    groups:int=1 # of a convolution in whose file each group of outputs has its own ranks; the update itself has none
 
     def __post_init__(self):
         for factor in ("up", "down"): object.__setattr__(self, factor, computable(getattr(self, factor)))
@@ -67,7 +68,8 @@ class LoRAUpdate:
             raise ValueError(f"up is {up} and down is {down}; expected (m, r) and (r, n) with one rank r")
         flat = (shape[0], math.prod(shape[1:])) if shape else ()
         if flat != ((down[1], up[0]) if self.transposed else (up[0], down[1])):
-            raise ValueError(f"up {up} and down {down} make a {up[0]} × {down[1]} update; weight_shape={shape}, transposed={self.transposed} does not hold it")
+            raise ValueError(f"up {up} and down {down} make a {up[0]} × {down[1]} update; "
+                             f"weight_shape={shape}, transposed={self.transposed} does not hold it")
 
     @property
     def rank(self)->int:
@@ -108,7 +110,9 @@ class LoRAUpdate:
         other:"LoRAUpdate", # an update of the same size
     )->float: # 0 for the same update in another gauge
         "‖ΔW − ΔW'‖ (Frobenius), from the factors"
-        if not isinstance(other, LoRAUpdate): raise ValueError(f"other is {type(other).__name__}; expected a LoRAUpdate, as `lg.load(path)[module]` is one")
+        if not isinstance(other, LoRAUpdate):
+            raise ValueError(f"other is {type(other).__name__}; expected a LoRAUpdate, "
+                             "as `lg.load(path)[module]` is one")
         up = torch.cat([self.scale * self.up.double(), -other.scale * other.up.double()], 1)
         down = torch.cat([self.down.double(), other.down.double()])
         return LoRAUpdate(up, down, 1.0, (len(up), down.shape[1])).norm()
@@ -148,13 +152,15 @@ class LoRA(Mapping[str, LoRAUpdate]):
         self.updates = updates if hasattr(updates, "peek") else dict(updates)
         self.name = printable(name)
         self.path, self.format, self.arch = path and Path(path), format, arch
-        self.metadata, self.config, self.passthrough = dict(metadata or {}), dict(config) if config else None, passthrough or {}
+        self.metadata, self.config = dict(metadata or {}), dict(config) if config else None
+        self.passthrough = passthrough or {}
         self.issues:list[Issue] = []
 
     @staticmethod
     def instead_of(x)->str:
         "What to do with something that came in the place of an adapter"
-        if isinstance(x, (str, Path)): return f"Read it first: lg.load({str(x)!r}), or lg.load_all({str(x)!r}) for a folder"
+        if isinstance(x, (str, Path)):
+            return f"Read it first: lg.load({str(x)!r}), or lg.load_all({str(x)!r}) for a folder"
         if isinstance(getattr(x, "lora", None), LoRA): return "Take its .lora"
         if isinstance(x, Mapping) and x and all(isinstance(a, LoRA) for a in x.values()): return "Take list(….values())"
         return ""
@@ -176,16 +182,17 @@ class LoRA(Mapping[str, LoRAUpdate]):
         return getattr(self.updates, "shapes", None) or {m: (len(u.up), u.down.shape[1]) for m, u in self.items()}
 
     def to_frame(self):
-        "A data frame with one row a module, read one at a time; NaN where the numbers would take too long, with an issue W7"
+        "A data frame, one row a module, read one at a time; NaN and an issue W7 where the numbers would take too long"
         import pandas as pd
         stored, dear = getattr(self.updates, "dtypes", {}), self._too_dear()
         if dear and not any(issue.code == "W7" for issue in self.issues):
-            self.issues.append(Issue("W7", dear[0], f"{len(dear)} modules are not measured: a small file makes them so large that it would take too long"))
+            self.issues.append(Issue("W7", dear[0], f"{len(dear)} modules are not measured: "
+                                                    "a small file makes them so large that it would take too long"))
         seen = ((m, self.peek(m) if m in dear else self[m]) for m in self)
         return pd.DataFrame([_row(m, u, stored.get(m, u.up.dtype)) for m, u in seen]).set_index("module")
 
     def _too_dear(self):
-        "Modules whose SVD a file of this size has no right to: factors that are written out take 60 000 operations a number at most"
+        "Modules whose SVD a file of this size has no right to: 60 000 operations for a number that is written out"
         left, dear = 1e11 + 1e5 * getattr(self.updates, "numbers", math.inf), []
         for m in self:
             (rows, columns), r = self.shapes[m], self.peek(m).rank
@@ -216,11 +223,13 @@ def _row(module, u, dtype):
 class LoRAFormatError(ValueError):
     "A file that cannot be read as an adapter, or not safely"
     def __init__(self, text:str, path=None, key:str|None=None, code:str|None=None):
-        text = printable(text if len(text) < 1500 else f"{text[:1000]} … {text[-400:]}") # numbers of a file can have thousands of digits
+        if len(text) >= 1500: text = f"{text[:1000]} … {text[-400:]}" # numbers of a file can have thousands of digits
+        text = printable(text)
         super().__init__(text, path, key, code)
         self.text, self.path, self.key, self.code = text, path, key, code
 
-    def __str__(self): return printable(f"{self.path}: {self.text} [{self.code}]") if self.path else f"{self.text} [{self.code}]"
+    def __str__(self):
+        return printable(f"{self.path}: {self.text} [{self.code}]") if self.path else f"{self.text} [{self.code}]"
 
 # %% ../nbs/03_lora_io.ipynb #5a78a409
 class LoRACollection(Sequence[LoRA]):
@@ -251,7 +260,8 @@ class LoRACollection(Sequence[LoRA]):
         at = np.asarray(i)
         if at.ndim == 0: return self.loras[int(at)]
         if at.dtype == bool and len(at) != len(self): raise IndexError(f"a mask of {len(at)} for {len(self)} adapters")
-        return LoRACollection([self.loras[j] for j in (np.flatnonzero(at) if at.dtype == bool else at.astype(int))], self.skipped)
+        chosen = np.flatnonzero(at) if at.dtype == bool else at.astype(int)
+        return LoRACollection([self.loras[j] for j in chosen], self.skipped)
 
     @cached_property
     def coverage(self)->dict[str, int]:
@@ -276,23 +286,30 @@ class LoRACollection(Sequence[LoRA]):
 
     def __repr__(self):
         skipped = "".join(f"\n  skipped {e}" for e in self.skipped[:3]) + ("\n  …" if len(self.skipped) > 3 else "")
-        return f"LoRACollection({len(self)} adapters, {len(self.modules)} modules shared of {len(self.coverage)}, {len(self.skipped)} files skipped){skipped}"
+        return (f"LoRACollection({len(self)} adapters, {len(self.modules)} modules shared of {len(self.coverage)}, "
+                f"{len(self.skipped)} files skipped){skipped}")
 
 def _shapes_differ(module, a, b):
     (am, an), (bm, bn) = a.shapes[module], b.shapes[module]
-    return LoRAFormatError(f"{module}: shapes differ between adapters: {a.name or 'one'} {am} × {an}, {b.name or 'another'} {bm} × {bn}. "
+    return LoRAFormatError(f"{module}: shapes differ between adapters: {a.name or 'one'} {am} × {an}, "
+                           f"{b.name or 'another'} {bm} × {bn}. "
                            f"These LoRAs are for different base models ({a.arch}, {b.arch})", a.path, module, "E7")
 
 # %% ../nbs/03_lora_io.ipynb #8017a53b
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
-    "U8": torch.uint8, "C64": torch.complex64, "BOOL": torch.bool}
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "C64": torch.complex64, "BOOL": torch.bool,
+}
 if hasattr(torch, "float8_e8m0fnu"): DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 
 # what `limits={...}` may raise
-LIMITS = {"header": 32 << 20, "tensors": 100_000, "metadata": 1 << 20, "config": 1 << 20, "file": 8 << 30, "dim": 1 << 20, "ndim": 5, "rank": 4096,
-    "numbers": 1 << 26, "files": 10_000}
+LIMITS = {
+    "header": 32 << 20, "tensors": 100_000, "metadata": 1 << 20, "config": 1 << 20, "file": 8 << 30,
+    "dim": 1 << 20, "ndim": 5, "rank": 4096, "numbers": 1 << 26, "files": 10_000,
+}
 
 class Entry(NamedTuple):
     "Where a tensor lies in its file"
@@ -310,7 +327,8 @@ class TensorFile(Mapping[str, Tensor]):
     ):
         self.path, self.limits = Path(path), LIMITS | dict(limits or {})
         if self.path.exists() and not self.path.is_file(): # a pipe would wait for ever
-            raise LoRAFormatError("not a regular file but a folder, a pipe or a device; expected a .safetensors file", self.path, code="E1")
+            raise LoRAFormatError("not a regular file but a folder, a pipe or a device; expected a .safetensors file",
+                                  self.path, code="E1")
         with open(self.path, "rb") as f:
             self.stamp = _stamp(f)
             self.entries, self.metadata, self.dropped = _header(f, self.path, self.limits)
@@ -322,7 +340,8 @@ class TensorFile(Mapping[str, Tensor]):
 
     def read(self, keys:Sequence[str])->list[Tensor]:
         "Several tensors with one opening of the file"
-        with self._open() as f: return [self._numbers(f, e, e.start, e.end).reshape(e.shape) for e in map(self.entries.__getitem__, keys)]
+        with self._open() as f:
+            return [self._numbers(f, e, e.start, e.end).reshape(e.shape) for e in map(self.entries.__getitem__, keys)]
 
     def blocks(self,
         key:str,
@@ -346,7 +365,8 @@ class TensorFile(Mapping[str, Tensor]):
         while got and left: # the system gives at most 2³¹ − 4096 bytes at once
             got = f.readinto(left)
             left = left[got:]
-        if left: raise LoRAFormatError(f"the file ended {len(left):,} bytes too early; load it again", self.path, code="E2")
+        if left:
+            raise LoRAFormatError(f"the file ended {len(left):,} bytes too early; load it again", self.path, code="E2")
         return torch.frombuffer(data, dtype=entry.dtype) # through torch: NumPy has neither bf16 nor fp8
 
 def _stamp(f):
@@ -367,67 +387,100 @@ def _header(f, path, limits):
     "Entries, metadata and the names of dropped metadata, or a LoRAFormatError"
     def fail(text, code="E1", key=None, advice=". Download it again, or save it anew with the safetensors library"):
         raise LoRAFormatError(text + (advice if code == "E1" else ""), path, key, code)
-    size, head = os.fstat(f.fileno()).st_size, f.read(64)
-    if size > limits["file"]: fail(f"file of {size:,} bytes is over the limit of {limits['file']:,}; raise it with limits={{'file': …}}", "E14")
-    n = struct.unpack("<Q", head[:8])[0] if size >= 8 else 0
-    if n < 2 or n > size - 8 or n > limits["header"] or head[8:9] != b"{":
-        if looks := _foreign(head): fail(f"not a safetensors file ({head[:12]!r}). It looks like {looks}", advice="")
-        if size < 8 or n < 2: fail(f"{size} bytes, not a safetensors file ({head[:12]!r})")
-        if head[8:9] not in (b"{", b""): fail(f"not a safetensors file ({head[:12]!r})")
-        if n > limits["header"]: fail(f"header of {n:,} bytes is over the limit of {limits['header']:,}; raise it with limits={{'header': …}}", "E14")
-        fail(f"truncated: the header should have {n:,} bytes, the file has {size:,}. Download it again", "E2")
-    f.seek(8); raw = f.read(n)
-    if (count := max(raw.count(b'"data_offsets"'), raw.count(b"[") // 4, raw.count(b"{") // 4)) > limits["tensors"]: # millions of empty lists take long to parse
-        fail(f"header of {count:,} tensors is over the limit of {limits['tensors']:,}; raise it with limits={{'tensors': …}}", "E14")
+    size = os.fstat(f.fileno()).st_size
+    raw = _header_text(f, size, limits, fail)
     try:
         header = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
         if b"\\u" in raw: json.dumps(header, ensure_ascii=False).encode() # halves of characters, which no text may hold
     except (ValueError, RecursionError) as e: fail(f"the header is not valid: {str(e)[:200] or type(e).__name__}")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()): fail("__metadata__ of the header must map names to text")
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        fail("__metadata__ of the header must map names to text")
     dropped = [k for k, v in metadata.items() if len(v) > limits["metadata"]]
-    entries = {sys.intern(k): _entry(k, v, 8 + n, limits, fail) for k, v in header.items()}
-    end = 8 + n
-    for key, e in sorted(entries.items(), key=lambda item: item[1].start):
-        if e.start != end: fail(f"{key}: its bytes start at {e.start:,} where {end:,} was expected: tensors overlap or leave a gap", key=key)
-        end = e.end
-    if end > size: fail(f"truncated: header promises {end - 8 - n:,} bytes of tensors, file has {size - 8 - n:,}. Download it again", "E2")
-    if end < size: fail(f"header promises {end - 8 - n:,} bytes of tensors, file has {size - 8 - n:,}: what follows belongs to no tensor. Download it again", "E2")
+    start = 8 + len(raw)
+    entries = {sys.intern(k): _entry(k, v, start, limits, fail) for k, v in header.items()}
+    _check_places(entries, start, size, fail)
     return entries, {k: v for k, v in metadata.items() if k not in dropped}, dropped
+
+def _header_text(f, size, limits, fail)->bytes:
+    "What stands behind the length of the header, if that length can be"
+    head = f.read(64)
+    if size > limits["file"]:
+        fail(f"file of {size:,} bytes is over the limit of {limits['file']:,}; "
+             "raise it with limits={'file': …}", "E14")
+    n = struct.unpack("<Q", head[:8])[0] if size >= 8 else 0
+    if n < 2 or n > size - 8 or n > limits["header"] or head[8:9] != b"{":
+        looks = _foreign(head)
+        if looks: fail(f"not a safetensors file ({head[:12]!r}). It looks like {looks}", advice="")
+        if size < 8 or n < 2: fail(f"{size} bytes, not a safetensors file ({head[:12]!r})")
+        if head[8:9] not in (b"{", b""): fail(f"not a safetensors file ({head[:12]!r})")
+        if n > limits["header"]:
+            fail(f"header of {n:,} bytes is over the limit of {limits['header']:,}; "
+                 "raise it with limits={'header': …}", "E14")
+        fail(f"truncated: the header should have {n:,} bytes, the file has {size:,}. Download it again", "E2")
+    f.seek(8)
+    raw = f.read(n)
+    count = max(raw.count(b'"data_offsets"'), raw.count(b"[") // 4, raw.count(b"{") // 4)
+    if count > limits["tensors"]: # millions of empty lists take long to parse
+        fail(f"header of {count:,} tensors is over the limit of {limits['tensors']:,}; "
+             "raise it with limits={'tensors': …}", "E14")
+    return raw
+
+def _check_places(entries, start, size, fail):
+    "One tensor lies behind the other, from the header to the end of the file"
+    end = start
+    for key, e in sorted(entries.items(), key=lambda item: item[1].start):
+        if e.start != end:
+            fail(f"{key}: its bytes start at {e.start:,} where {end:,} was expected: "
+                 "tensors overlap or leave a gap", key=key)
+        end = e.end
+    promised, there = f"header promises {end - start:,} bytes of tensors", f"file has {size - start:,}"
+    if end > size: fail(f"truncated: {promised}, {there}. Download it again", "E2")
+    if end < size: fail(f"{promised}, {there}: what follows belongs to no tensor. Download it again", "E2")
 
 # %% ../nbs/03_lora_io.ipynb #f27fc717
 def _entry(key, value, offset, limits, fail):
     "One line of the header, every claim checked"
     if len(key) > 256 or not key.isprintable() or _NO_NAME.search(key):
         fail(f"{key[:256]!r} is no name of a tensor: it is too long, or holds path or control characters", key=key)
-    try: name, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
-    except (TypeError, KeyError, ValueError): name, shape, start, end = None, None, 0, 0
-    if type(name) is not str or type(shape) is not list or len(value) > 3 or not {int}.issuperset(map(type, (start, end, *shape))):
+    try: name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    except (TypeError, KeyError): name, shape, offsets = "", [], []
+    plain = type(name) is str and type(shape) is list and type(offsets) is list and len(offsets) == 2
+    if not plain or len(value) > 3 or not {int}.issuperset(map(type, (*offsets, *shape))):
         return fail(f"{key}: expected dtype, shape and data_offsets, got {str(value)[:100]}", key=key)
-    if name not in DTYPES: fail(f"{key}: dtype {name[:40]} is unknown; known are {', '.join(DTYPES)}; save it anew in one of those", key=key, advice="")
+    start, end = offsets
+    if name not in DTYPES:
+        fail(f"{key}: dtype {name[:40]} is unknown; known are {', '.join(DTYPES)}; save it anew in one of those",
+             key=key, advice="")
     if len(shape) > limits["ndim"]:
-        fail(f"{key}: {len(shape)} dimensions are over the limit of {limits['ndim']}; raise it with limits={{'ndim': …}}", "E14", key)
+        fail(f"{key}: {len(shape)} dimensions are over the limit of {limits['ndim']}; "
+             "raise it with limits={'ndim': …}", "E14", key)
     if max(shape, default=1) > limits["dim"]:
-        fail(f"{key} of shape {shape} is over the limit of {limits['dim']:,} a dimension; raise it with limits={{'dim': …}}", "E14", key)
+        fail(f"{key} of shape {shape} is over the limit of {limits['dim']:,} a dimension; "
+             "raise it with limits={'dim': …}", "E14", key)
     if min(shape, default=1) < 1: fail(f"{key}: shape {shape} holds no numbers", key=key)
     want = math.prod(shape) * DTYPES[name].itemsize
-    if start < 0 or end - start != want: fail(f"{key}: {name} of shape {shape} takes {want:,} bytes, the header gives it {start:,} to {end:,}", key=key)
+    if start < 0 or end - start != want:
+        fail(f"{key}: {name} of shape {shape} takes {want:,} bytes, the header gives it {start:,} to {end:,}", key=key)
     return Entry(DTYPES[name], tuple(shape), offset + start, offset + end)
 
 _NO_NAME = re.compile(r"[/\\]")
 
 def _no_duplicates(pairs):
     d = dict(pairs)
-    if len(d) < len(pairs): raise ValueError(f"{Counter(k for k, _ in pairs).most_common(1)[0][0]!r} stands there twice")
-    return d
+    if len(d) == len(pairs): return d
+    twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+    raise ValueError(f"{twice!r} stands there twice")
 
 def _foreign(head):
     "What a file that is no safetensors file seems to be"
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")): return "an HTML page: the download needed a login"
     if text.startswith(b"version https://git-lfs"): return "a git-lfs pointer: run `git lfs pull`"
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")): return "a PyTorch pickle renamed: convert it on a machine you trust, as one with its own name"
-    if text.startswith((b'{"', b"{'", b"[{")): return "JSON text, such as the answer of a server that refused the download"
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+        return "a PyTorch pickle renamed: convert it on a machine you trust, as one with its own name"
+    if text.startswith((b'{"', b"{'", b"[{")):
+        return "JSON text, such as the answer of a server that refused the download"
 
 # %% ../nbs/03_lora_io.ipynb #414efb6a
 def expect(
@@ -448,7 +501,8 @@ def saved_file(
     try: file = TensorFile(path, {"file": 1 << 62, "dim": 1 << 40})
     except LoRAFormatError as e: raise LoRAFormatError(f"{e.text}. {advice}", path, code=e.code) from None
     except OSError as e: raise LoRAFormatError(f"{e.strerror}. {advice}", path, code="E1") from None
-    for key, e in file.entries.items(): expect(e.dtype == torch.float32, f"{key} is {e.dtype}", "torch.float32", path, advice)
+    for key, e in file.entries.items():
+        expect(e.dtype == torch.float32, f"{key} is {e.dtype}", "torch.float32", path, advice)
     return file
 
 def saved_tensors(
@@ -457,5 +511,6 @@ def saved_tensors(
 )->dict[str, Tensor]:
     "All of its numbers, which are finite"
     tensors = dict(zip(file, file.read(list(file))))
-    for key, t in tensors.items(): expect(math.isfinite(peak(t)), f"{key} holds NaN or infinity", "numbers", file.path, advice)
+    for key, t in tensors.items():
+        expect(math.isfinite(peak(t)), f"{key} holds NaN or infinity", "numbers", file.path, advice)
     return tensors
