@@ -14,12 +14,17 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 # %% ../nbs/03a_module_names.ipynb #1dfd89f3
-_WORDS = """down_blocks up_blocks mid_block attentions transformer_blocks single_transformer_blocks resnets downsamplers upsamplers attn attn1 attn2 ff
-ff_context net proj proj_in proj_out proj_mlp to_q to_k to_v to_out add_q_proj add_k_proj add_v_proj to_add_out norm norm1 norm1_context
-norm_out img_mlp txt_mlp img_mod txt_mod linear linear_1 linear_2 conv conv1 conv2 conv_in conv_out conv_shortcut time_emb_proj time_embedding add_embedding x_embedder
-context_embedder text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection block layer SelfAttention
-DenseReluDense q k v o wi wi_0 wi_1 wo model o_proj gate_proj up_proj down_proj to_qkv_mlp_proj linear_in linear_out
-blocks cross_attn ffn k_img v_img attention qkv out feed_forward w1 w2 w3 adaLN_modulation context_refiner noise_refiner output_proj layer1 layer2""".split()
+_WORDS = """
+down_blocks up_blocks mid_block attentions transformer_blocks single_transformer_blocks resnets downsamplers upsamplers
+attn attn1 attn2 ff ff_context net proj proj_in proj_out proj_mlp to_q to_k to_v to_out add_q_proj add_k_proj add_v_proj
+to_add_out norm norm1 norm1_context norm_out img_mlp txt_mlp img_mod txt_mod linear linear_1 linear_2
+conv conv1 conv2 conv_in conv_out conv_shortcut time_emb_proj time_embedding add_embedding x_embedder context_embedder
+text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 text_projection
+block layer SelfAttention DenseReluDense q k v o wi wi_0 wi_1 wo
+model o_proj gate_proj up_proj down_proj to_qkv_mlp_proj linear_in linear_out
+blocks cross_attn ffn k_img v_img attention qkv out feed_forward w1 w2 w3 adaLN_modulation context_refiner
+noise_refiner output_proj layer1 layer2
+""".split()
 _WORD = re.compile("(" + "|".join(sorted(_WORDS, key=len, reverse=True)) + r"|\d+)_")
 
 def dotted(
@@ -32,62 +37,74 @@ def dotted(
 # %% ../nbs/03a_module_names.ipynb #bde51959
 def _sgm_table():
     "Original name → diffusers name: blocks with attention as prefixes, everything else whole"
-    resnet = {"in_layers_2": "conv1", "out_layers_3": "conv2", "emb_layers_1": "time_emb_proj", "skip_connection": "conv_shortcut"}
-    blocks = [(f"input_blocks_{3*b+i+1}", f"down_blocks.{b}", i) for b in range(3) for i in range(2)] + [(f"output_blocks_{3*b+i}", f"up_blocks.{b}",
-        i) for b in range(3) for i in range(3)]
-    attention = {f"{sgm}_1": f"{level}.attentions.{i}" for sgm, level, i in blocks} | {"middle_block_1": "mid_block.attentions.0"}
-    resnets = {f"{sgm}_0": f"{level}.resnets.{i}" for sgm, level, i in blocks} | {"middle_block_0": "mid_block.resnets.0",
-        "middle_block_2": "mid_block.resnets.1"}
+    resnet = {"in_layers_2": "conv1", "out_layers_3": "conv2",
+              "emb_layers_1": "time_emb_proj", "skip_connection": "conv_shortcut"}
+    down = [(f"input_blocks_{3*b+i+1}", f"down_blocks.{b}", i) for b in range(3) for i in range(2)]
+    up = [(f"output_blocks_{3*b+i}", f"up_blocks.{b}", i) for b in range(3) for i in range(3)]
+    attention = {f"{sgm}_1": f"{level}.attentions.{i}" for sgm, level, i in down + up}
+    attention["middle_block_1"] = "mid_block.attentions.0"
+    resnets = {f"{sgm}_0": f"{level}.resnets.{i}" for sgm, level, i in down + up}
+    resnets |= {"middle_block_0": "mid_block.resnets.0", "middle_block_2": "mid_block.resnets.1"}
     whole = {f"{sgm}_{a}": f"{name}.{b}" for sgm, name in resnets.items() for a, b in resnet.items()}
     whole |= {f"input_blocks_{3*b+3}_0_op": f"down_blocks.{b}.downsamplers.0.conv" for b in range(2)}
     whole |= {f"output_blocks_{3*b+2}_2_conv": f"up_blocks.{b}.upsamplers.0.conv" for b in range(2)}
-    return attention, whole | {"input_blocks_0_0": "conv_in", "out_2": "conv_out", "time_embed_0": "time_embedding.linear_1",
-        "time_embed_2": "time_embedding.linear_2",
-                               "label_emb_0_0": "add_embedding.linear_1", "label_emb_0_2": "add_embedding.linear_2"}
+    ends = {"input_blocks_0_0": "conv_in", "out_2": "conv_out",
+            "time_embed_0": "time_embedding.linear_1", "time_embed_2": "time_embedding.linear_2",
+            "label_emb_0_0": "add_embedding.linear_1", "label_emb_0_2": "add_embedding.linear_2"}
+    return attention, whole | ends
 
 _ATTENTION, _WHOLE = _sgm_table()
 _SGM = {name.replace(".", "_"): sgm for sgm, name in (_ATTENTION | _WHOLE).items()}
+_SGM_BLOCK = re.compile(r"((?:(?:in|out)put_blocks_\d+|middle_block)_\d+|)(_?)(.*)")
+_ATTENTION_BLOCK = re.compile(r"((?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+|)(.*)")
 
 def _from_sgm(name):
-    block, _, rest = re.match(r"((?:(?:in|out)put_blocks_\d+|middle_block)_\d+|)(_?)(.*)", name).groups() # type: ignore[union-attr]
+    block, _, rest = _SGM_BLOCK.match(name).groups() # type: ignore[union-attr]
     if name in _WHOLE: return _WHOLE[name]
     if block in _ATTENTION and (path := dotted(rest)): return f"{_ATTENTION[block]}.{path}"
 
 def _to_sgm(name):
-    block, rest = re.match(r"((?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+|)(.*)", name).groups() # type: ignore[union-attr]
+    block, rest = _ATTENTION_BLOCK.match(name).groups() # type: ignore[union-attr]
     return _SGM.get(name) or (_SGM[block] + rest if block in _SGM else name)
 
 # %% ../nbs/03a_module_names.ipynb #27ab833c
-_QKV, _ADDED = [[f"attn.{x}" for x in names.split()] for names in ("to_q to_k to_v", "add_q_proj add_k_proj add_v_proj")]
+_QKV = ["attn.to_q", "attn.to_k", "attn.to_v"]
+_ADDED = ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"]
 _FLUX = {("double_blocks", "transformer_blocks"): {
     "img_attn.qkv": _QKV, "img_attn.proj": ["attn.to_out.0"],
     "img_mlp.0": ["ff.net.0.proj"], "img_mlp.2": ["ff.net.2"], "img_mod.lin": ["norm1.linear"],
     "txt_attn.qkv": _ADDED, "txt_attn.proj": ["attn.to_add_out"],
     "txt_mlp.0": ["ff_context.net.0.proj"], "txt_mlp.2": ["ff_context.net.2"],
     "txt_mod.lin": ["norm1_context.linear"]},
-    ("single_blocks", "single_transformer_blocks"): {"linear1": [*_QKV, "proj_mlp"], "linear2": ["proj_out"], "modulation.lin": ["norm.linear"]}}
+    ("single_blocks", "single_transformer_blocks"): {
+    "linear1": [*_QKV, "proj_mlp"], "linear2": ["proj_out"], "modulation.lin": ["norm.linear"]}}
 _SD3 = {("joint_blocks", "transformer_blocks"): {
     "x_block.attn.qkv": _QKV, "x_block.attn.proj": ["attn.to_out.0"],
-    "x_block.mlp.fc1": ["ff.net.0.proj"], "x_block.mlp.fc2": ["ff.net.2"], "x_block.adaLN_modulation.1": ["norm1.linear"],
+    "x_block.mlp.fc1": ["ff.net.0.proj"], "x_block.mlp.fc2": ["ff.net.2"],
+    "x_block.adaLN_modulation.1": ["norm1.linear"],
     "context_block.attn.qkv": _ADDED, "context_block.attn.proj": ["attn.to_add_out"],
     "context_block.mlp.fc1": ["ff_context.net.0.proj"], "context_block.mlp.fc2": ["ff_context.net.2"],
     "context_block.adaLN_modulation.1": ["norm1_context.linear"]}}
 _FLUX2 = {("double_blocks", "transformer_blocks"): {
-    "img_attn.qkv": _QKV, "img_attn.proj": ["attn.to_out.0"], "img_mlp.0": ["ff.linear_in"], "img_mlp.2": ["ff.linear_out"],
+    "img_attn.qkv": _QKV, "img_attn.proj": ["attn.to_out.0"],
+    "img_mlp.0": ["ff.linear_in"], "img_mlp.2": ["ff.linear_out"],
     "txt_attn.qkv": _ADDED, "txt_attn.proj": ["attn.to_add_out"],
     "txt_mlp.0": ["ff_context.linear_in"], "txt_mlp.2": ["ff_context.linear_out"]},
     ("single_blocks", "single_transformer_blocks"): {"linear1": ["attn.to_qkv_mlp_proj"], "linear2": ["attn.to_out"]}}
 # arch → (own blocks, diffusers' blocks) → own module → its parts
 FUSED = {"flux1": _FLUX, "flux2": _FLUX2, "flux-like": _FLUX, "hunyuan_video": _FLUX, "sd3": _SD3}
-_XLABS = {"processor_qkv_lora1": "img_attn_qkv", "processor_proj_lora1": "img_attn_proj", "processor_qkv_lora2": "txt_attn_qkv",
-    "processor_proj_lora2": "txt_attn_proj"}
+_XLABS = {"processor_qkv_lora1": "img_attn_qkv", "processor_proj_lora1": "img_attn_proj",
+          "processor_qkv_lora2": "txt_attn_qkv", "processor_proj_lora2": "txt_attn_proj"}
 
-def _embedder(own, embedder): return {f"{own}_{a}": f"{embedder}.{b}" for a, b in (("in_layer", "linear_1"), ("out_layer", "linear_2"))}
+def _embedder(own, embedder):
+    return {f"{own}_in_layer": f"{embedder}.linear_1", f"{own}_out_layer": f"{embedder}.linear_2"}
 
 _ENDS = {"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer_linear": "proj_out"}
-_MODULATIONS = {f"{name}_lin": f"{name}.linear" for name in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")}
+_STREAMS = "double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"
+_MODULATIONS = {f"{name}_lin": f"{name}.linear" for name in _STREAMS}
 _OUTSIDE = { # arch → own module outside of the blocks, with underscores → diffusers' name
-    "flux1": _ENDS | _embedder("time_in", "time_text_embed.timestep_embedder") | _embedder("vector_in", "time_text_embed.text_embedder")
+    "flux1": _ENDS | _embedder("time_in", "time_text_embed.timestep_embedder")
+        | _embedder("vector_in", "time_text_embed.text_embedder")
         | _embedder("guidance_in", "time_text_embed.guidance_embedder"),
     "flux2": _ENDS | _MODULATIONS | _embedder("time_in", "time_guidance_embed.timestep_embedder")
         | _embedder("guidance_in", "time_guidance_embed.guidance_embedder")}
@@ -100,17 +117,21 @@ def _from_fused(name, arch="unknown"):
     if name in _OUTSIDE.get(arch, {}): return [f"transformer.{_OUTSIDE[arch][name]}"]
     for (own, diffusers), table in FUSED.get(arch, _FLUX | _SD3).items():
         if m := re.fullmatch(rf"{own}_(\d+)_(.+)", name):
-            parts = {fused.replace(".", "_"): parts for fused, parts in table.items()}.get(_XLABS.get(m[2], m[2]), [])
-            return [] if own == "joint_blocks" and _swapped(f"{m[1]}_{m[2]}") else [f"transformer.{diffusers}.{m[1]}.{part}" for part in parts]
+            by_name = {fused.replace(".", "_"): parts for fused, parts in table.items()}
+            parts = by_name.get(_XLABS.get(m[2], m[2]), [])
+            if own == "joint_blocks" and _swapped(f"{m[1]}_{m[2]}"): return []
+            return [f"transformer.{diffusers}.{m[1]}.{part}" for part in parts]
 
 def _to_own(path, arch):
-    "(module of the model's own code, all the parts that it holds), of a name without its `transformer.`; models of no table have diffusers' names"
-    if arch not in FUSED: return (path, [f"transformer.{path}"]) if re.match(r"(?:single_)?transformer_blocks\.", path) else None
+    "(module of the model's own code, all its parts), of a name without `transformer.`; else by diffusers' names"
+    if arch not in FUSED:
+        return (path, [f"transformer.{path}"]) if re.match(r"(?:single_)?transformer_blocks\.", path) else None
     if own := _INSIDE.get(arch, {}).get(path): return _LAYERS.sub(".", own), [f"transformer.{path}"]
     for (own, diffusers), table in FUSED[arch].items():
         if (m := re.fullmatch(rf"{diffusers}\.(\d+)\.(.+)", path)) and not (arch == "sd3" and _swapped(path)):
             for fused, parts in table.items():
-                if m[2] in parts: return f"{own}.{m[1]}.{fused}", [f"transformer.{diffusers}.{m[1]}.{part}" for part in parts]
+                if m[2] in parts:
+                    return f"{own}.{m[1]}.{fused}", [f"transformer.{diffusers}.{m[1]}.{part}" for part in parts]
 
 def split_rows(
     n_parts:int, # number of canonical modules in a fused one
@@ -124,9 +145,11 @@ def split_rows(
 _WRAPPERS = "orig_mod|fsdp_wrapped_module|fpw_module|checkpoint_wrapped_module|forward_module"
 _DOTTED, _FLAT = re.compile(rf"(?<![^.])_(?:{_WRAPPERS})\."), re.compile(rf"(?<=[^_])__(?:{_WRAPPERS})(?=_)")
 _WRAPPED = re.compile(r"module|orig_mod|model\.base_model\.|^model\.diffusion_model\.") # most names are not
-_PARALLEL = [(re.compile(pattern), front) for pattern, front in ( # `module` is a word that a model may use itself: only in front
+# `module` is a word that a model may use itself: it is taken off in front only
+_PARALLEL = [(re.compile(pattern), front) for pattern, front in (
     (r"^(?:module\.)+(?!lora_)|^(?:model|pretrained_model)\.(?=base_model\.model\.)|^model\.(?=diffusion_model\.)", ""),
-    (r"^(base_model\.model\.|unet\.|transformer\.|text_encoder(?:_[23])?\.|diffusion_model\.)(?:module\.)+(?!lora_)", r"\1"),
+    (r"^(base_model\.model\.|unet\.|transformer\.|text_encoder(?:_[23])?\.|diffusion_model\.)"
+     r"(?:module\.)+(?!lora_)", r"\1"),
     (r"^(lora_(?:unet|transformer|te[123]?)_|lycoris_)(?:module_)+", r"\1"))]
 
 @lru_cache(1 << 16)
@@ -143,7 +166,7 @@ def unwrapped(
 # %% ../nbs/03a_module_names.ipynb #6dfc09e4
 def canonical(
     raw:str, # a module as its file spells it
-    arch:str="unknown", # flux1 or flux2 where the file tells it (see `flux_version`): one name is another module in each
+    arch:str="unknown", # flux1 or flux2 where the file tells (see `flux_version`): a name is another module in each
 )->tuple[str, list[str]]: # naming system; canonical names, several if the file's module fuses them
     "The names by which adapters are aligned"
     naming, names = _canonical(unwrapped(raw), arch)
@@ -152,9 +175,11 @@ def canonical(
 @lru_cache(1 << 16) # the files of a folder mostly have the same names
 def _canonical(raw, arch):
     if outside := _OUTSIDE.get(arch, {}).get(raw.replace(".", "_")): return "bfl", (f"transformer.{outside}",)
-    matches = [(naming, m, translate) for naming, pattern, translate in _NAMINGS if (m := re.match(pattern, raw))]
+    matches = [(naming, re.match(pattern, raw), translate) for naming, pattern, translate in _NAMINGS]
+    matches = [row for row in matches if row[1]]
     for naming, m, translate in matches:
-        if names := translate(raw[m.end():], m, arch): return naming, (names,) if isinstance(names, str) else tuple(names)
+        names = translate(raw[m.end():], m, arch)
+        if names: return naming, (names,) if isinstance(names, str) else tuple(names)
     return matches[0][0] if matches else "bare", (raw,)
 
 # %% ../nbs/03a_module_names.ipynb #48554f0d
@@ -169,7 +194,8 @@ def _outside(name, arch):
 
 def _component(path):
     "A path of a UNet or a transformer of diffusers, with its component in front"
-    if re.match(r"(?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)\b", path): return f"unet.{path}"
+    if re.match(r"(?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)\b", path):
+        return f"unet.{path}"
     if re.match(r"(?:single_)?transformer_blocks\b", path): return f"transformer.{path}"
 
 def _native(path):
@@ -183,12 +209,14 @@ def _encoder(number, path):
 def _unaliased(path):
     "Attention processors of old versions of diffusers, by the names of the layers that they stand for"
     path = re.sub(r"\.processor\.to_([qkv])_lora$", r".to_\1", path.replace(".processor.to_out_lora", ".to_out.0"))
-    return re.sub(r"self_attn\.to_([qkv])_lora$", r"self_attn.\1_proj", path.replace("self_attn.to_out_lora", "self_attn.out_proj"))
+    path = path.replace("self_attn.to_out_lora", "self_attn.out_proj")
+    return re.sub(r"self_attn\.to_([qkv])_lora$", r"self_attn.\1_proj", path)
 
 def _diffusers(path, m, _):
     path = _unaliased(re.sub(r"^base_model\.model\.", "", path))
     return _encoder(m[1][12:], path) if m[1].startswith("text_encoder") else f"{m[1]}.{path}"
 
+def _flat(path): return path.replace(".", "_")
 _TE = {"": "", "1": "", "2": "_2", "3": "_3", "clip_l": "", "clip_g": "_2", "t5xxl": "_3"}
 _NAMINGS = [ # naming system, prefix, (rest, match) → canonical name or names
     ("kohya", r"lora_unet_", _kohya_unet),
@@ -197,10 +225,12 @@ _NAMINGS = [ # naming system, prefix, (rest, match) → canonical name or names
     ("lycoris", r"lycoris_", lambda rest, m, arch: _component(dotted(rest) or "") or _outside(rest, arch)),
     ("peft", r"base_model\.model\.", lambda rest, m, _: _component(rest) or rest),
     ("comfy", r"text_encoders\.(clip_l|clip_g|t5xxl)\.transformer\.", lambda rest, m, _: _encoder(_TE[m[1]], rest)),
-    ("bfl", r"diffusion_model\.", lambda rest, m, arch: _kohya_unet(rest.replace(".", "_"), m, arch) or _component(rest)),
-    ("bfl", r"(?=(?:double|single)_blocks\.)", lambda rest, m, arch: _from_fused(rest.replace(".", "_"), arch) or f"diffusion_model.{rest}"),
+    ("bfl", r"diffusion_model\.", lambda rest, m, arch: _kohya_unet(_flat(rest), m, arch) or _component(rest)),
+    ("bfl", r"(?=(?:double|single)_blocks\.)",
+     lambda rest, m, arch: _from_fused(_flat(rest), arch) or f"diffusion_model.{rest}"),
     ("diffusers", r"(unet|transformer|text_encoder(?:_[23])?)\.", _diffusers),
-    ("diffusers", r"(?=(?:down_blocks|up_blocks|mid_block|transformer_blocks|single_transformer_blocks)\.)", lambda rest, m, _: _component(_unaliased(rest))),
+    ("diffusers", r"(?=(?:down_blocks|up_blocks|mid_block|transformer_blocks|single_transformer_blocks)\.)",
+     lambda rest, m, _: _component(_unaliased(rest))),
     ("bare", r"(?=blocks\.\d+\.(?:self_attn|cross_attn|ffn)\.)", lambda rest, m, _: _native(rest)), # Wan
 ]
 
@@ -208,21 +238,23 @@ _NAMINGS = [ # naming system, prefix, (rest, match) → canonical name or names
 def kohya_modules(
     names:Iterable[str], # canonical
     arch:str="unknown", # as `guess_arch` says
-)->dict[str, list[str]]: # kohya module → the canonical names that it holds, in the order of its rows (some may not be among `names`)
+)->dict[str, list[str]]: # kohya module → the canonical names that it holds, by its rows; some may not be in `names`
     "How a kohya file spells these modules"
     return dict(_kohya(name, arch) for name in names)
 
 def _kohya(name, arch):
     component, _, path = name.partition(".")
     if component == "unet": return "lora_unet_" + (_to_sgm if arch == "sdxl" else str)(path.replace(".", "_")), [name]
-    if component == "transformer" and (own := _to_own(path, arch)): return "lora_unet_" + own[0].replace(".", "_"), own[1]
+    if component == "transformer" and (own := _to_own(path, arch)):
+        return "lora_unet_" + own[0].replace(".", "_"), own[1]
     if component == "diffusion_model": return "lora_unet_" + path.replace(".", "_"), [name]
     if component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         number = component[-1] if component[-1].isdigit() else "" if arch in ("sd15", "sd2") else "1"
         # T5 is the third encoder in kohya's files, also where there are two
         return f"lora_te{'3' if (number, arch) == ('2', 'flux1') else number}_{path.replace('.', '_')}", [name]
     if re.match(r"(?:lora_(?:unet|transformer|te[123]?)|lycoris)_", name): return name, [name]
-    raise ValueError(f"{name}: kohya files have no name for this module (arch {arch!r}); save the adapter in the format that it came from")
+    raise ValueError(f"{name}: kohya files have no name for this module (arch {arch!r}); "
+                     "save the adapter in the format that it came from")
 
 _DIT = r"transformer\.(?:single_)?transformer_blocks\."
 
@@ -238,16 +270,20 @@ def _bfl(name, arch):
     component, _, path = name.partition(".")
     if component == "transformer" and (own := _to_own(path, arch)):
         return "diffusion_model." + (own[0].replace("_attn.", "_attn_") if arch == "hunyuan_video" else own[0]), own[1]
-    encoders = {"text_encoder": "clip_l", "text_encoder_2": "t5xxl" if arch == "flux1" else "clip_g", "text_encoder_3": "t5xxl"}
+    t5 = "t5xxl" if arch == "flux1" else "clip_g" # kohya counts T5 as the third encoder also there
+    encoders = {"text_encoder": "clip_l", "text_encoder_2": t5, "text_encoder_3": "t5xxl"}
     if component in encoders: return f"text_encoders.{encoders[component]}.transformer.{path}", [name]
     if component == "diffusion_model": return name, [name]
-    raise ValueError(f"{name}: files in BFL names have no name for this module (arch {arch!r}); save the adapter in the format that it came from")
+    raise ValueError(f"{name}: files in BFL names have no name for this module (arch {arch!r}); "
+                     "save the adapter in the format that it came from")
 
 # %% ../nbs/03a_module_names.ipynb #13b0f6c4
-_ONLY_FLUX2 = r"attn\.to_qkv_mlp_proj|single_transformer_blocks\.\d+\.attn\.to_out$|ff(?:_context)?\.linear_(?:in|out)$|_stream_modulation|time_guidance_embed"
+_ONLY_FLUX2 = (r"attn\.to_qkv_mlp_proj|single_transformer_blocks\.\d+\.attn\.to_out$"
+               r"|ff(?:_context)?\.linear_(?:in|out)$|_stream_modulation|time_guidance_embed")
 _CROSS, _JOINT = {768: "sd15", 1024: "sd2", 2048: "sdxl"}, {1536: "sd3", 2432: "sd3"}
 _MARKS = [(r"lora_unet_(?:in|out)put_blocks_|text_encoder_2\.", "sdxl"),
-          (r"(?:.*\.)?vit\.", "vit"), (r"(?:.*\.)?bert\.", "bert"), (r".*\bh\.\d+\.attn\.c_attn", "gpt2"), (r".*\blayers\.\d+\.(?:self_attn|mlp)\.", "llm")]
+          (r"(?:.*\.)?vit\.", "vit"), (r"(?:.*\.)?bert\.", "bert"), (r".*\bh\.\d+\.attn\.c_attn", "gpt2"),
+          (r".*\blayers\.\d+\.(?:self_attn|mlp)\.", "llm")]
 
 def guess_arch(
     shapes:Mapping[str, tuple], # canonical name → (m, n)
@@ -256,20 +292,26 @@ def guess_arch(
     "The family of the base model, as far as names and widths tell"
     for name, (_, n) in shapes.items():
         if name.startswith("unet.") and re.search(r"attn2\.to_[kv]$", name) and n in _CROSS: return _CROSS[n]
-        if name.startswith("transformer.transformer_blocks.") and name.endswith("attn.add_q_proj") and n in _JOINT: return _JOINT[n]
+        if name.startswith("transformer.transformer_blocks.") and name.endswith("attn.add_q_proj") and n in _JOINT:
+            return _JOINT[n]
     own = [name for name in raw if re.search(r"(?:\b|_)(?:double|single|joint)_blocks[._]\d", name)]
     if any(re.search(_ONLY_FLUX2, name) for name in shapes): return "flux2"
     if own or any(re.match(_DIT, name) for name in shapes): return _guess_dit(shapes, own)
-    return next((arch for pattern, arch in _MARKS for name in (*shapes, *raw) if re.match(pattern,
-        name) and not (arch == "llm" and name.startswith("text_encoder"))), "unknown")
+    for pattern, arch in _MARKS:
+        names = [name for name in (*shapes, *raw) if re.match(pattern, name)]
+        if arch == "llm": names = [name for name in names if not name.startswith("text_encoder")]
+        if names: return arch
+    return "unknown"
 
 def _guess_dit(shapes, own):
     "Which transformer, from its modules and the names among them that are the model's own"
     if any("joint_blocks" in name for name in own): return "sd3"
-    if any(re.search(r"mlp[._]fc|mod(?:ulation)?[._]linear$|\.(?:img|txt)_attn_", name) for name in own): return "hunyuan_video"
+    if any(re.search(r"mlp[._]fc|mod(?:ulation)?[._]linear$|\.(?:img|txt)_attn_", name) for name in own):
+        return "hunyuan_video"
     paths = {name.partition(".")[2]: shape for name, shape in shapes.items() if name.startswith("transformer.")}
     if own and any(path.endswith("attn.to_q") and n in (4096, 6144) for path, (_, n) in paths.items()): return "flux2"
-    fits = bool(paths) and all(_in_flux(path, *shape) for path, shape in paths.items()) and not any(name in shapes for name in own)
+    fits = bool(paths) and all(_in_flux(path, *shape) for path, shape in paths.items())
+    fits = fits and not any(name in shapes for name in own)
     if fits and (own or any(re.search(r"single_|norm1|\bff", path) for path in paths)): return "flux1"
     return "flux-like" if own else "unknown"
 
@@ -281,8 +323,10 @@ def _in_flux(path, m, n):
     return m == 4 * n if re.search(r"proj_mlp$|net\.0\.proj$", path) else True
 
 # %% ../nbs/03a_module_names.ipynb #69ea8b7a
-_RATIOS = {(r"linear1", 7.0): 1, (r"linear1", 9.0): 2, (r"linear2", 1 / 5): 1, (r"linear2", 1 / 4): 2, # end of the name, m / n: version
+_RATIOS = { # end of the name, m / n: version
+    (r"linear1", 7.0): 1, (r"linear1", 9.0): 2, (r"linear2", 1 / 5): 1, (r"linear2", 1 / 4): 2,
     (r"mlp_0", 4.0): 1, (r"mlp_0", 6.0): 2, (r"mlp_2", 1 / 4): 1, (r"mlp_2", 1 / 3): 2}
+_MLPS = r"(?:double|single)_blocks_\d+_(?:(?:img|txt)_)?(linear[12]|mlp_[02])$"
 _FLUX2_WORDS = r"_stream_modulation|to_qkv_mlp_proj$|single_transformer_blocks_\d+_attn_to_out$"
 
 def flux_version(
@@ -291,9 +335,10 @@ def flux_version(
     "Which of the two models of one spelling, by the widths of the MLPs in a file"
     found = set()
     for raw, (m, n) in shapes.items():
-        own = re.search(rf"(?:double|single)_blocks_\d+_(?:(?:img|txt)_)?(linear[12]|mlp_[02])$|{_FLUX2_WORDS}", raw.replace(".", "_"))
+        own = re.search(f"{_MLPS}|{_FLUX2_WORDS}", raw.replace(".", "_"))
         if own: found.add(_RATIOS.get((own[1], m / n)) if own[1] else 2)
-        elif re.search(r"single_transformer_blocks_\d+_proj_mlp$", raw.replace(".", "_")): found.add(1 if m == 4 * n else None)
+        elif re.search(r"single_transformer_blocks_\d+_proj_mlp$", raw.replace(".", "_")):
+            found.add(1 if m == 4 * n else None)
     return f"flux{found.pop()}" if found in ({1}, {2}) else "unknown"
 
 # %% ../nbs/03a_module_names.ipynb #ff2e22ae
@@ -301,7 +346,8 @@ def kernel_of(
     name:str, # canonical
 )->tuple|None: # (3, 3), or None where the name does not tell
     "The kernel of a UNet's convolution"
-    if re.search(r"^unet\.(?:.+\.)?(?:resnets\.\d+\.conv[12]|(?:down|up)samplers\.\d+\.conv|conv_in|conv_out)$", name): return 3, 3
+    if re.search(r"^unet\.(?:.+\.)?(?:resnets\.\d+\.conv[12]|(?:down|up)samplers\.\d+\.conv|conv_in|conv_out)$", name):
+        return 3, 3
 
 # %% ../nbs/03a_module_names.ipynb #3f440cd2
 def point_kernel(
@@ -310,7 +356,8 @@ def point_kernel(
 )->tuple|None: # (1, 1) for a convolution, () for a linear layer, None where it is not known or neither
     "The kernel of what is the same numbers as a linear layer"
     if re.search(r"^unet\..+\.conv_shortcut$", name): return 1, 1
-    if re.search(r"^unet\..+attentions\.\d+\.proj_(?:in|out)$", name): return {"sd15": (1, 1), "sd2": (), "sdxl": ()}.get(arch)
+    if re.search(r"^unet\..+attentions\.\d+\.proj_(?:in|out)$", name):
+        return {"sd15": (1, 1), "sd2": (), "sdxl": ()}.get(arch)
 
 # %% ../nbs/03a_module_names.ipynb #b443855a
 def is_embedding(
@@ -320,12 +367,16 @@ def is_embedding(
     return re.match(r"(?:wte|wpe|shared)$|(?!embed_out|patch|time)\w*emb", name.rpartition(".")[2]) is not None
 
 # %% ../nbs/03a_module_names.ipynb #5e07ce5a
-_LANGUAGE = re.compile(r"(?:^|\.)(?:(?:layers|h|blocks)\.\d+\.(?:self_attn\.(?:\w+_proj|dense|W_pack|query_key_value)|self_attention|mlp|attn\.(?:c_|Wqkv|qkv_proj|out_proj)|attention\.(?:query_key_value|dense|w[qkvo]$|[qkvo]_proj))"
+_LANGUAGE = re.compile(r"(?:^|\.)(?:(?:layers|h|blocks)\.\d+\.(?:"
+    r"self_attn\.(?:\w+_proj|dense|W_pack|query_key_value)|self_attention|mlp|attn\.(?:c_|Wqkv|qkv_proj|out_proj)"
+    r"|attention\.(?:query_key_value|dense|w[qkvo]$|[qkvo]_proj))"
     r"|layers\.\d+\.(?:attn\.(?:[qkv]_proj|output_proj)|encoder_attn|mixer|mamba|linear_attn|block_sparse_moe|fc[12]$)"
     r"|(?:layer|block)\.\d+\.(?:attention|crossattention|intermediate|output|layer)\.|embed_tokens$|lm_head$|wte$)")
 
+_DIFFUSION = re.compile(r"lora_|lycoris_|unet\.|text_encoder|clip_|t5xxl|diffusion_model\."
+    r"|transformer\.(?:layers|blocks)\.\d+\.(?!.*(?:Wqkv|query_key_value))")
 def is_language_model(
     raw:str, # a module as its file spells it
 )->bool:
     "Whether a bare name is one of a language model (or a vision transformer of its kind)"
-    return _LANGUAGE.search(raw) is not None and not re.match(r"lora_|lycoris_|unet\.|text_encoder|clip_|t5xxl|diffusion_model\.|transformer\.(?:layers|blocks)\.\d+\.(?!.*(?:Wqkv|query_key_value))", raw)
+    return _LANGUAGE.search(raw) is not None and not _DIFFUSION.match(raw)
