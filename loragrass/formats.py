@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from .checks import caller_level, checked, moved
 from .factors import READERS, approximate, parse_key
-from .lora_io import LIMITS, Issue, LoRA, LoRACollection, LoRAFormatError, LoRAUpdate, TensorFile, computable, peak
-from .lora_io import printable
-from .module_names import canonical, flux_version, guess_arch, is_embedding, is_language_model, kernel_of, point_kernel, split_rows, unwrapped
+from .lora_io import (LIMITS, Issue, LoRA, LoRACollection, LoRAFormatError, LoRAUpdate, TensorFile, computable,
+                               peak, printable)
+from .module_names import (canonical, flux_version, guess_arch, is_embedding, is_language_model, kernel_of,
+                                    point_kernel, split_rows, unwrapped)
 from .scales import Scales, by_pattern, check_config, header_alpha, header_configs
 
 # %% ../nbs/03d_formats.ipynb #7670f872
@@ -56,11 +57,13 @@ class _Updates(Mapping[str, LoRAUpdate]):
     def peek(self, module): return self.recipes[module].outline()
 
     @property
-    def shapes(self): return {m: (r.m if r.part is None else r.part[1] - r.part[0], r.n) for m, r in self.recipes.items()}
+    def shapes(self):
+        return {m: (r.m if r.part is None else r.part[1] - r.part[0], r.n) for m, r in self.recipes.items()}
 
     @property
     def numbers(self): # that the file has for all of them
-        return sum(math.prod(self.file.entries[k].shape) for k in {k for r in self.recipes.values() for k in r.keys.values()})
+        keys = {key for r in self.recipes.values() for key in r.keys.values()}
+        return sum(math.prod(self.file.entries[key].shape) for key in keys)
 
     @property
     def dtypes(self): return {m: r.dtype for m, r in self.recipes.items()} # as the file has them
@@ -69,20 +72,24 @@ class _Updates(Mapping[str, LoRAUpdate]):
         r = self.recipes[module]
         tensors = dict(zip(r.keys, map(computable, self.file.read(list(r.keys.values())))))
         peaks = {role: peak(t) for role, t in tensors.items()}
-        if not math.prod(max(p, 1) for p in peaks.values()) * max(abs(r.scale), 1) < 1e30: # beyond it float32 ends; NaN is no number below
+        size = math.prod(max(p, 1) for p in peaks.values()) * max(abs(r.scale), 1)
+        if not size < 1e30: # beyond it float32 ends; NaN is no number below
             role = max(peaks, key=lambda role: (not math.isfinite(peaks[role]), peaks[role]))
-            holds = f"values up to {peaks[role]:.2g}" if math.isfinite(peaks[role]) else f"{_count_bad(tensors[role])} NaN or infinite values"
+            holds = f"values up to {peaks[role]:.2g}"
+            if not math.isfinite(peaks[role]): holds = f"{_count_bad(tensors[role])} NaN or infinite values"
             text = f"{r.keys[role]} holds {holds}. Training diverged. drop_bad=True leaves such modules out"
             raise LoRAFormatError(text, self.file.path, module, "E4")
         try:
             if r.approx is None: up, down = READERS[r.kind].build(**tensors)
             else: up, down, self.kept[module] = approximate(r.kind, tensors, r.approx)
         except Exception as e: # whatever a kind of update makes of tensors that do not fit it is the file's fault
-            text = f"{module}: no update comes of its tensors ({str(e)[:200]}). The file was put together wrongly; this module cannot be used"
+            text = (f"{module}: no update comes of its tensors ({str(e)[:200]}). "
+                    "The file was put together wrongly; this module cannot be used")
             raise LoRAFormatError(text, self.file.path, module, "E6") from e
         if r.part:
             up = up[slice(*r.part)]
-            if 0 < (used := up.float().any(0)).sum() < len(used): up, down = up[:, used], down[used] # trained apart, stored block-diagonal
+            used = up.float().any(0)
+            if 0 < used.sum() < len(used): up, down = up[:, used], down[used] # trained apart, stored block-diagonal
         return r.update(up, down)
 
 def _count_bad(t): return int((~t.float().isfinite()).sum())
@@ -96,7 +103,8 @@ class _Kept(Mapping[str, Tensor]):
     def blocks(self, key): return self.file.blocks(self.names[key] or key)
 
 # %% ../nbs/03d_formats.ipynb #063cfbec
-_WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors") # PEFT, MLX, diffusers
+# PEFT, MLX, diffusers
+_WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 _NUMBERED = re.compile(r"\d+_adapters\.safetensors") # MLX' checkpoints, beside its last adapter and its config
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 
@@ -105,25 +113,35 @@ def _locate(path, limits)->tuple[Path, dict|None]:
     if path.is_dir():
         found = [path/name for name in _WEIGHTS if (path/name).is_file()]
         if not found and (path/"adapter_model.bin").exists(): raise _pickled(path/"adapter_model.bin")
-        if not found:
-            there, below = ", ".join(sorted(os.listdir(path))[:8]) or "nothing", sorted({p.parent.name for name in _WEIGHTS for p in path.glob(f"*/{name}")})
-            hint = f". There are adapters below it ({', '.join(below[:4])}): name one of them, or let load_all search the folder" if below else ""
-            raise LoRAFormatError(f"no adapter in this folder: expected {' or '.join(_WEIGHTS)}, found {there}{hint}", path, code="E13")
+        if not found: raise LoRAFormatError(f"no adapter in this folder: {_instead(path)}", path, code="E13")
         path = found[0]
     if path.suffix.lower() in _PICKLES: raise _pickled(path)
     config = path.parent/"adapter_config.json"
-    return path, _config(config, limits) if (path.name in _WEIGHTS[:2] or _NUMBERED.fullmatch(path.name)) and config.is_file() else None
+    goes_with = path.name in _WEIGHTS[:2] or _NUMBERED.fullmatch(path.name)
+    return path, _config(config, limits) if goes_with and config.is_file() else None
+
+def _instead(folder):
+    "What was expected in a folder, what is there, and below it"
+    there = ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
+    below = sorted({p.parent.name for name in _WEIGHTS for p in folder.glob(f"*/{name}")})
+    text = f"expected {' or '.join(_WEIGHTS)}, found {there}"
+    if not below: return text
+    names = ", ".join(below[:4])
+    return f"{text}. There are adapters below it ({names}): name one of them, or let load_all search the folder"
 
 def _pickled(path):
-    return LoRAFormatError(f"{path.suffix} is a pickle, which can run code when opened; loragrass does not open it. Convert it on a machine you trust: "
-                           "torch.load(..., weights_only=True), then safetensors.torch.save_file", path, code="E3")
+    return LoRAFormatError(f"{path.suffix} is a pickle, which can run code when opened; loragrass does not open it. "
+                           "Convert it on a machine you trust: torch.load(..., weights_only=True), "
+                           "then safetensors.torch.save_file", path, code="E3")
 
 def _config(path, limits):
     def fail(text, code): raise LoRAFormatError(text, path, code=code)
-    if (size := path.stat().st_size) > limits["config"]:
+    size = path.stat().st_size
+    if size > limits["config"]:
         fail(f"{size:,} bytes are over the limit of {limits['config']:,}; raise it with limits={{'config': …}}", "E14")
     try: config = json.loads(path.read_text("utf8"))
-    except (ValueError, RecursionError) as e: fail(f"not valid JSON ({str(e)[:100]}), so the scale cannot be known. Download it again", "E11")
+    except (ValueError, RecursionError) as e:
+        fail(f"not valid JSON ({str(e)[:100]}), so the scale cannot be known. Download it again", "E11")
     if not isinstance(config, dict): fail(f"expected a JSON object, got {str(config)[:50]}. Download it again", "E11")
     check_config(config, fail)
     return config
@@ -143,19 +161,21 @@ class _Reading:
     "What is known of a file on its way to a LoRA"
     def __init__(self, path, options:_Options):
         self.path, self.options, limits = Path(path), options, LIMITS | dict(options.limits or {})
-        if options.approx_rank is not None and options.approx_rank < 1: raise ValueError(f"approx_rank={options.approx_rank}; expected a rank of at least 1")
+        if options.approx_rank is not None and options.approx_rank < 1:
+            raise ValueError(f"approx_rank={options.approx_rank}; expected a rank of at least 1")
         weights, config = _locate(self.path, limits)
         self.file, self.config = TensorFile(weights, limits), config or {}
         if not config and "lora_adapter_metadata" in self.file.dropped:
-            self.fail(f"lora_adapter_metadata of the header, which tells the scale, has over {limits['metadata']:,} characters; raise the limit with "
-                "limits={'metadata': …}", "E14")
+            self.fail("lora_adapter_metadata of the header, which tells the scale, has over "
+                      f"{limits['metadata']:,} characters; raise the limit with limits={{'metadata': …}}", "E14")
         configs = {"": config} if config else header_configs(self.file.metadata, self.fail)
-        self.scales, self.deadline = Scales(configs, options.alpha, options.scale, self.tick), time.thread_time() + _PATIENCE
+        self.scales = Scales(configs, options.alpha, options.scale, self.tick)
+        self.deadline = time.thread_time() + _PATIENCE
         self.modules:dict[str, dict] = {} # as the file spells them → (kind, role) → key
         self.shared:dict[str, str] = {} # projections that all modules of a VeRA share, by role
         self.kept:list[str] = [] # keys that are no low-rank update
         self.foreign:Counter[str] = Counter() # kinds of update among them
-        self.wrapped = [key for key in self.file if unwrapped(key) != key] # names with what wrapped the modules in training
+        self.wrapped = [key for key in self.file if unwrapped(key) != key] # names with what wrapped modules in training
         self.stacks:list[str] = [] # experts stacked in one parameter
         self.bad:list[str] = [] # modules whose alpha is NaN or infinite
         self.recipes:dict[str, _Recipe] = {}
@@ -170,7 +190,8 @@ class _Reading:
 
     def tick(self):
         if time.thread_time() > self.deadline:
-            self.fail(f"rank_pattern and alpha_pattern take over {_PATIENCE} s to match; write fewer or shorter ones", "E14")
+            self.fail(f"rank_pattern and alpha_pattern take over {_PATIENCE} s to match; "
+                      "write fewer or shorter ones", "E14")
 
 _PATIENCE = 10 # CPU seconds for the patterns of one adapter
 
@@ -179,39 +200,57 @@ def _sort(reading):
     "Every key to its module"
     adapters:dict[str, str] = {} # name that PEFT gave, between `lora_A` and `weight` → first key
     for key in reading.file:
-        if not (parsed := parse_key(key)): reading.kept.append(key); continue
+        parsed = parse_key(key)
+        if not parsed:
+            reading.kept.append(key)
+            continue
         module, kind, role = parsed
-        if kind == "vera_shared": reading.shared[role] = key; continue
+        if kind == "vera_shared":
+            reading.shared[role] = key
+            continue
         roles = reading.modules.setdefault(module, {})
         if (kind, role) in roles and role:
-            reading.fail(f"{module}: both {roles[kind, role]} and {key} claim to be its {role}. Save the two adapters to files of their own", "E8", key)
+            reading.fail(f"{module}: both {roles[kind, role]} and {key} claim to be its {role}. "
+                         "Save the two adapters to files of their own", "E8", key)
         roles[kind, role or key] = key
         if m := _ADAPTER.search(key): adapters.setdefault(m[1] or "", key)
     if len(adapters) > 1:
-        reading.fail(f"two adapters in one file: {' and '.join(list(adapters.values())[:2])}. Save the two adapters to files of their own", "E8", next(iter(adapters.values())))
-    stated = [key for roles in reading.modules.values() for (_, role), key in roles.items() if role in ("alpha", "scale")]
-    single = [key for key in stated if math.prod((e := reading.file.entries[key]).shape) == 1 and not e.dtype.is_complex]
+        first, second, *_ = adapters.values()
+        reading.fail(f"two adapters in one file: {first} and {second}. "
+                     "Save the two adapters to files of their own", "E8", first)
+    _read_numbers(reading)
+
+def _read_numbers(reading):
+    "What stands in the file as one number: alphas and scales"
+    entries = reading.file.entries
+    stated = [key for roles in reading.modules.values() for (_, role), key in roles.items() if role in _STATED]
+    single = [key for key in stated if math.prod(entries[key].shape) == 1 and not entries[key].dtype.is_complex]
     reading.numbers = {key: float(t) for key, t in zip(single, reading.file.read(single))}
+
+_STATED = "alpha", "scale"
 
 _ADAPTER = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.(?!weight$)([^.]+))?(?:\.weight)?$")
 
 def _kind(reading, raw, roles):
     "The kind of a module's update and its keys by role; what else stands there is kept"
     kinds = {kind for kind, _ in roles if kind in READERS}
-    if len(kinds) > 1: reading.fail(f"{raw} is {' and '.join(sorted(kinds))} at once; expected one kind. Save the two adapters to files of their own", "E8", raw)
+    if len(kinds) > 1:
+        reading.fail(f"{raw} is {' and '.join(sorted(kinds))} at once; expected one kind. "
+                     "Save the two adapters to files of their own", "E8", raw)
     foreign = {key: kind for (kind, _), key in roles.items() if kind not in READERS and (kind != "any" or not kinds)}
     reading.kept += foreign
     reading.foreign.update(kind for kind in foreign.values() if kind != "any")
     kind = next(iter(kinds), None)
     keys = {role: key for (k, role), key in roles.items() if k == kind} | (reading.shared if kind == "vera" else {})
     if kind == "mlx" and is_embedding(raw): kind = "mlx_embedding"
-    # Mochi's files have the tails of AdaLoRA
-    return "lora" if kind == "adalora" and "E" not in keys and reading.config.get("peft_type") != "ADALORA" else kind, keys
+    if kind == "adalora" and "E" not in keys and reading.config.get("peft_type") != "ADALORA": kind = "lora" # Mochi's
+    return kind, keys
 
 # %% ../nbs/03d_formats.ipynb #4df79f5a
 def _refuse_magnitude(reading, raw, key):
     if not reading.options.ignore_magnitude:
-        reading.fail(f"{key}: DoRA. Its update depends on the base weights and cannot be read from the file alone. ignore_magnitude=True treats it as plain "
+        reading.fail(f"{key}: DoRA. Its update depends on the base weights and cannot be read from the file alone. "
+                     "ignore_magnitude=True treats it as plain "
             "LoRA (changes the result)", "E9", raw)
     reading.kept.append(key)
 
@@ -231,87 +270,120 @@ def _size(reading, raw, kind, keys):
     entries = {role: reading.file.entries[key] for role, key in keys.items()}
     def fail(text, code): reading.fail(f"{raw}: {text}", code, raw)
     def said(): return ", ".join(f"{role} is {e.shape}" for role, e in entries.items())
-    if missing := [role for role in READERS[kind].needs if not set(role.split("|")) & keys.keys()]:
-        missed = "Save it anew with PEFT and save_projection=True" if {*missing} <= {"A", "B"} else "The file is incomplete: download it again"
-        reading.fail(f"{raw} has {', '.join(keys)} but no {' or '.join(missing)}; it needs both. {missed}", "E5", raw)
+    missing = [role for role in READERS[kind].needs if not set(role.split("|")) & keys.keys()]
+    if missing:
+        shared = {*missing} <= {"A", "B"} # of VeRA
+        advice = "The file is incomplete: download it again"
+        if shared: advice = "Save it anew with PEFT and save_projection=True"
+        reading.fail(f"{raw} has {', '.join(keys)} but no {' or '.join(missing)}; it needs both. {advice}", "E5", raw)
     for role, e in entries.items():
-        if not e.dtype.is_floating_point or e.dtype == getattr(torch, "float8_e8m0fnu", None): fail(f"{role} holds {e.dtype}, expected floating-point numbers; quantized adapters have to be saved as float16", "E6")
+        if not e.dtype.is_floating_point or e.dtype == getattr(torch, "float8_e8m0fnu", None):
+            fail(f"{role} holds {e.dtype}, expected floating-point numbers; "
+                 "quantized adapters have to be saved as float16", "E6")
     try: size = READERS[kind].measure({role: e.shape for role, e in entries.items()})
     except Exception as e: fail(f"{said()}: {e}. The file was put together wrongly; this module cannot be used", "E6")
-    limits, rank = reading.file.limits, reading.options.approx_rank
     if size.groups > 1:
-        if ".lora_B" not in keys["up"]: fail(f"{said()}: ranks {size.rank} and {entries['up'].shape[1]} differ. The file was put together wrongly; this module cannot be used", "E6")
-        reading.issues.append(Issue("W6", raw, f"{raw} is a convolution with groups: its update is a convolution without them, as PEFT computes it beside the weight; it cannot be merged into it"))
-    if not size.low and rank is None: fail(f"{kind} ({said()}) is not low rank. approx_rank=N makes an approximation (reports the loss)", "E10")
+        if ".lora_B" not in keys["up"]:
+            fail(f"{said()}: ranks {size.rank} and {entries['up'].shape[1]} differ. "
+                 "The file was put together wrongly; this module cannot be used", "E6")
+        text = (f"{raw} is a convolution with groups: its update is a convolution without them, "
+                "as PEFT computes it beside the weight; it cannot be merged into it")
+        reading.issues.append(Issue("W6", raw, text))
+    if not size.low and reading.options.approx_rank is None:
+        fail(f"{kind} ({said()}) is not low rank. approx_rank=N makes an approximation (reports the loss)", "E10")
+    _check_limits(reading, size, kind, sum(math.prod(e.shape) for e in entries.values()), fail)
+    return size
+
+def _check_limits(reading, size, kind, stored, fail):
+    "Factors that are not larger than allowed, or than what the file stores"
+    limits, rank = reading.file.limits, reading.options.approx_rank
     if size.rank > limits["rank"] and (size.low or kind == "loha"):
         fail(f"rank {size.rank} is over the limit of {limits['rank']}; raise it with limits={{'rank': …}}", "E14")
     numbers = (size.m + size.n) * (min(rank or size.rank, size.rank) if kind == "lokr" else size.rank)
-    if numbers > max(limits["numbers"], 2 * sum(math.prod(e.shape) for e in entries.values())):
-        fail(f"factors of {numbers:,} numbers are over the limit of {limits['numbers']:,}; raise it with limits={{'numbers': …}}", "E14")
-    return size
+    if numbers > max(limits["numbers"], 2 * stored):
+        fail(f"factors of {numbers:,} numbers are over the limit of {limits['numbers']:,}; "
+             "raise it with limits={'numbers': …}", "E14")
 
 # %% ../nbs/03d_formats.ipynb #be754992
 def _recipe(reading, raw, kind, keys):
     "What to read and how to build it; the scale and the name come later"
     size, entries = _size(reading, raw, kind, keys), reading.file.entries
-    linear = len(size.weight_shape) != 2 or re.search(r"(?:lm_head|score|classifier)$", raw) # these are no Conv1D in any model
+    head = re.search(r"(?:lm_head|score|classifier)$", raw) # no Conv1D in any model
+    linear = len(size.weight_shape) != 2 or head
     told = reading.config.get("fan_in_fan_out")
-    if told is None or "gpt2" in str(reading.config.get("base_model_name_or_path")).lower(): told = told or re.search(r"\bh\.\d+\..*\bc_(?:attn|proj|fc)$", raw)
+    if told is None or "gpt2" in str(reading.config.get("base_model_name_or_path")).lower():
+        told = told or re.search(r"\bh\.\d+\..*\bc_(?:attn|proj|fc)$", raw)
     conv1d = kind == "lora" and bool(told) and not linear
     shape = size.weight_shape[::-1] if conv1d else size.weight_shape
-    plain = kind in ("lora", "embedding", "mlx") and "mid" not in keys # factors as they are in the file; others are computed, in float32
-    return _Recipe(kind, keys, size.m, size.rank, size.n, shape, conv1d or size.transposed, entries[keys["up"]].dtype if plain else torch.float32,
-        approx=None if size.low else reading.options.approx_rank, groups=size.groups)
+    # factors as they are in the file; others are computed, in float32
+    plain = kind in ("lora", "embedding", "mlx") and "mid" not in keys
+    dtype = entries[keys["up"]].dtype if plain else torch.float32
+    approx = None if size.low else reading.options.approx_rank
+    return _Recipe(kind, keys, size.m, size.rank, size.n, shape, conv1d or size.transposed, dtype,
+                   approx=approx, groups=size.groups)
 
 # %% ../nbs/03d_formats.ipynb #46d44974
 def _stated(reading, key):
     "An alpha or a scale that stands in the file"
     if key is None: return None
     x = reading.numbers.get(key, -1)
-    if not math.isfinite(x): reading.fail(f"{key} is {x}. Training diverged. drop_bad=True leaves such modules out", "E4", key)
+    if not math.isfinite(x):
+        reading.fail(f"{key} is {x}. Training diverged. drop_bad=True leaves such modules out", "E4", key)
     if not 0 <= x <= 1e6:
-        was = reading.numbers.get(key, f"{(e := reading.file.entries[key]).dtype} of shape {e.shape}")
-        reading.fail(f"{key} should be one number from 0 to 1,000,000; it is {was}. Ask whoever made the file for its alpha", "E14", key)
+        e = reading.file.entries[key]
+        was = reading.numbers.get(key, f"{e.dtype} of shape {e.shape}")
+        reading.fail(f"{key} should be one number from 0 to 1,000,000; it is {was}. "
+                     "Ask whoever made the file for its alpha", "E14", key)
     return x
 
 def _untold(reading, raw, name, naming, kind, rank):
     "Rule 4: the scale where neither a tensor nor a config tells it"
     zero = reading.scales.configs.get("") or reading.scales.configs.get(name.partition(".")[0])
-    lost = zero or naming == "peft" or kind in ("adalora", "embedding", "vera", "mlx", "mlx_embedding") or is_language_model(raw)
+    had_one = naming == "peft" or kind in ("adalora", "embedding", "vera", "mlx", "mlx_embedding")
+    lost = zero or had_one or is_language_model(raw)
     reading.untold.append(name)
     if (lost or naming == "bare") and reading.said is not None and rank: return reading.said / rank
     if lost:
-        config = "adapter_config.json missing" if not zero else "lora_alpha is 0, as trainers write it that do not know it" if not kind.startswith("mlx") else "the config names no scale"
-        reading.fail(f"{config}. The scale cannot be known. Give alpha=A (scale A/r) or scale=S; A is often r or 2r", "E11", raw)
+        config = "adapter_config.json missing"
+        if zero: config = "lora_alpha is 0, as trainers write it that do not know it"
+        if zero and kind.startswith("mlx"): config = "the config names no scale"
+        reading.fail(f"{config}. The scale cannot be known. "
+                     "Give alpha=A (scale A/r) or scale=S; A is often r or 2r", "E11", raw)
     if naming == "diffusers" or naming == "bare" and not re.search(r"\d", raw): reading.untold.pop()
     return 1.0
 
 def _divisor(reading, recipe):
     "The rank that divides alpha; None where nothing is decomposed (LoKr of two whole factors)"
-    return next((reading.file.entries[recipe.keys[role]].shape[0] for role in READERS[recipe.kind].rank_of if role in recipe.keys), None)
+    there = [role for role in READERS[recipe.kind].rank_of if role in recipe.keys]
+    return reading.file.entries[recipe.keys[there[0]]].shape[0] if there else None
 
 def _scale(reading, raw, name, naming, recipe, roles):
     "The four rules"
     rank = _divisor(reading, recipe)
     key = roles.get(("any", "scale"))
     alpha, fixed = roles.get(("any", "alpha")), _stated(reading, key)
-    if alpha is not None: scale = _stated(reading, alpha) / rank if rank else 1.0 # where nothing is decomposed (LoKr), alpha has no meaning
-    elif (scale := reading.scales.of(name, recipe.kind, rank or reading.config.get("r", 8))) is None: scale = _untold(reading, raw, name, naming, recipe.kind, rank)
+    if alpha is not None: scale = _stated(reading, alpha) / rank if rank else 1.0 # without a rank, alpha has no meaning
+    else: scale = reading.scales.of(name, recipe.kind, rank or reading.config.get("r", 8))
+    if scale is None: scale = _untold(reading, raw, name, naming, recipe.kind, rank)
     if fixed is not None and abs(fixed - scale) > 1e-3 * abs(scale):
-        reading.fail(f"{key} = {fixed:g} is used by some clients in place of the scale {scale:g} and ignored by others. Remove one of them "
-            "from the file", "E11", raw)
-    if not abs(scale) <= 1e4: reading.fail(f"{raw}: scale {scale:g} is over the limit of 10,000; its alpha cannot be right", "E14", raw)
+        reading.fail(f"{key} = {fixed:g} is used by some clients in place of the scale {scale:g} and ignored by "
+                     "others. Remove one of them from the file", "E11", raw)
+    if not abs(scale) <= 1e4:
+        reading.fail(f"{raw}: scale {scale:g} is over the limit of 10,000; its alpha cannot be right", "E14", raw)
     return scale
 
 # %% ../nbs/03d_formats.ipynb #cb06b23e
 def _put(reading, raw, name, recipe):
     "A recipe to its canonical name"
-    if name not in reading.recipes: reading.recipes[name] = recipe; return
+    if name not in reading.recipes:
+        reading.recipes[name] = recipe
+        return
     a, b = (_Updates(reading.file, {name: r})[name] for r in (reading.recipes[name], recipe))
     if (len(a.up), a.down.shape[1]) != (len(b.up), b.down.shape[1]) or a.difference(b) > 1e-6 * a.norm():
         count = Counter(canonical(raw)[0] for raw in reading.modules)
-        reading.fail(f"modules of {len(count)} naming systems ({', '.join(f'{k} {n}' for k, n in count.items())}), and {name} is there twice with different "
-            "values. Remove one of them from the file", "E8", name)
+        systems = ", ".join(f"{naming} {n}" for naming, n in count.items())
+        reading.fail(f"modules of {len(count)} naming systems ({systems}), and {name} is there twice with different "
+                     "values. Remove one of them from the file", "E8", name)
     reading.issues.append(Issue("W6", name, f"keys skipped: {raw} repeats {name} with the same values"))
 
 def _unflattened(recipe, name, arch):
@@ -326,7 +398,8 @@ def _parts(reading, raw, names, recipe):
     if len(names) == 1: return [recipe]
     rows = split_rows(len(names), recipe.m, recipe.n)
     if sum(rows) != recipe.m or min(rows) < 1:
-        reading.fail(f"{raw}: its {recipe.m} rows are not those of {len(names)} modules ({', '.join(names)}); it is for another model than its name says", "E6", raw)
+        reading.fail(f"{raw}: its {recipe.m} rows are not those of {len(names)} modules ({', '.join(names)}); "
+                     "it is for another model than its name says", "E6", raw)
     ends = [0, *accumulate(rows)]
     def shape(m): return (recipe.n, m) if recipe.transposed else (m, *recipe.weight_shape[1:])
     return [recipe._replace(part=(a, b), weight_shape=shape(b - a)) for a, b in zip(ends, ends[1:])]
@@ -334,34 +407,57 @@ def _parts(reading, raw, names, recipe):
 # %% ../nbs/03d_formats.ipynb #eda170e6
 def _remarks(lora, reading)->Iterator[Issue]:
     "W3 to W6, from the header alone"
-    rank, encoders = max(min(r.rank, r.approx or r.rank) for r in lora.updates.recipes.values()), [m for m in lora if m.startswith("text_encoder")]
-    untold, kept, dropped = reading.untold, list(lora.passthrough), reading.file.dropped
+    yield from _remarks_on_scales(lora, reading)
+    rank = max(min(r.rank, r.approx or r.rank) for r in lora.updates.recipes.values())
+    encoders = [m for m in lora if m.startswith("text_encoder")]
+    wrapped, stacks, kept, dropped = reading.wrapped, reading.stacks, list(lora.passthrough), reading.file.dropped
+    if wrapped:
+        yield Issue("W6", wrapped[0], f"{len(wrapped)} names hold what wrapped the modules in training, "
+                                      f"first {wrapped[0]}: read without it. Clients find nothing under such names; "
+                                      "save writes them right")
+    if stacks:
+        yield Issue("W6", stacks[0], f"{len(stacks)} stacks of experts are no single update and are left aside, "
+                                     f"first {stacks[0]}")
+    if encoders and lora.arch in ("flux1", "sd3"):
+        yield Issue("W4", encoders[0], "text encoder keys present; not all clients load them")
+    if rank > 512: yield Issue("W5", "", f"rank {rank} > 512: vLLM cannot load it")
+    elif rank > 128: yield Issue("W5", "", f"rank {rank} > 128 is large for many clients")
+    if kept:
+        yield Issue("W6", kept[0], f"keys skipped: {len(kept)} are no low-rank update and are kept in .passthrough, "
+                                   f"first {', '.join(kept[:3])}")
+    if dropped:
+        names, limit = printable(", ".join(dropped)[:200]), reading.file.limits["metadata"]
+        yield Issue("W6", "", f"metadata dropped: {names}, of over {limit:,} characters; "
+                              "limits={'metadata': …} keeps them")
+    if reading.kinds["vera"]:
+        yield Issue("W6", "", "VeRA does not store how wide a module's input is: the widest is assumed for all")
+    for odd in reading.other[:1]:
+        yield Issue("E6", odd, f"{odd}: the config names another rank than the tensors have; theirs counts. "
+                               "PEFT cannot load this adapter")
+
+def _remarks_on_scales(lora, reading)->Iterator[Issue]:
+    "W3"
+    untold, mlx = reading.untold, reading.config.get("lora_parameters")
     has_alpha = any(("any", "alpha") in roles for roles in reading.modules.values())
     if untold and reading.said is not None:
         scale = lora.peek(untold[0]).scale if untold[0] in lora else 1.0
-        yield Issue("W3", untold[0], f"alpha {reading.said:g} stands in the header only, which most clients ignore; read with scale {scale:g}. alpha=A or scale=S say another")
+        yield Issue("W3", untold[0], f"alpha {reading.said:g} stands in the header only, which most clients ignore; "
+                                     f"read with scale {scale:g}. alpha=A or scale=S say another")
     elif untold and (has_alpha or lora.format.startswith(("kohya", "onetrainer", "lycoris", "bare"))):
         yield Issue("W3", untold[0], f"alpha missing in {len(untold)} of {len(lora)} modules: scale 1 assumed")
-    if isinstance(mlx := reading.config.get("lora_parameters"), dict) and "alpha" in mlx and lora.format == "mlx":
-        yield Issue("W3", "", f"lora_parameters names alpha {str(mlx['alpha'])[:20]} beside scale {mlx.get('scale')}: MLX of early 2024 multiplied the scale by alpha / rank; "
-            "read with the scale alone, as MLX does now. Correct it in the config if the adapter is older")
-    if zero := [m for m, r in lora.updates.recipes.items() if not r.scale]:
-        yield Issue("W3", zero[0], f"alpha is 0 in {len(zero)} of {len(lora)} modules: scale 0, as ComfyUI reads it; kohya's scripts take it for the rank")
-    if wrapped := reading.wrapped:
-        yield Issue("W6", wrapped[0], f"{len(wrapped)} names hold what wrapped the modules in training, first {wrapped[0]}: read without it. Clients find nothing under such names; save writes them right")
-    if stacks := reading.stacks:
-        yield Issue("W6", stacks[0], f"{len(stacks)} stacks of experts are no single update and are left aside, first {stacks[0]}")
-    if encoders and lora.arch in ("flux1", "sd3"): yield Issue("W4", encoders[0], "text encoder keys present; not all clients load them")
-    if rank > 128: yield Issue("W5", "", f"rank {rank} > 512: vLLM cannot load it" if rank > 512 else f"rank {rank} > 128 is large for many clients")
-    if kept: yield Issue("W6", kept[0], f"keys skipped: {len(kept)} are no low-rank update and are kept in .passthrough, first {', '.join(kept[:3])}")
-    if dropped: yield Issue("W6", "", f"metadata dropped: {printable(', '.join(dropped)[:200])}, of over {reading.file.limits['metadata']:,} characters; limits={{'metadata': …}} keeps them")
-    if reading.kinds["vera"]: yield Issue("W6", "", "VeRA does not store how wide a module's input is: the widest is assumed for all")
-    for odd in reading.other[:1]:
-        yield Issue("E6", odd, f"{odd}: the config names another rank than the tensors have; theirs counts. PEFT cannot load this adapter")
+    if isinstance(mlx, dict) and "alpha" in mlx and lora.format == "mlx":
+        yield Issue("W3", "", f"lora_parameters names alpha {str(mlx['alpha'])[:20]} beside scale {mlx.get('scale')}: "
+                              "MLX of early 2024 multiplied the scale by alpha / rank; read with the scale alone, "
+                              "as MLX does now. Correct it in the config if the adapter is older")
+    zero = [m for m, r in lora.updates.recipes.items() if not r.scale]
+    if zero:
+        yield Issue("W3", zero[0], f"alpha is 0 in {len(zero)} of {len(lora)} modules: scale 0, as ComfyUI reads it; "
+                                   "kohya's scripts take it for the rank")
 
 def _other_rank(reading, path, recipe):
     config = reading.config
-    return recipe.kind == "lora" and "r" in config and by_pattern(config.get("rank_pattern"), path, config["r"], reading.tick) != recipe.rank
+    if recipe.kind != "lora" or "r" not in config: return False
+    return by_pattern(config.get("rank_pattern"), path, config["r"], reading.tick) != recipe.rank
 
 # %% ../nbs/03d_formats.ipynb #a9d5de1a
 def _add(reading, raw, roles):
@@ -369,26 +465,40 @@ def _add(reading, raw, roles):
     kind, keys = _kind(reading, raw, roles)
     if kind is None: return
     naming, names = canonical(raw, reading.version)
-    path = raw.removeprefix("base_model.model.") if naming == "peft" else names[0] # PEFT's patterns are matched with the model's own name
-    if _stacked(reading, kind, keys, path): reading.kept += keys.values(); reading.stacks.append(raw); return
+    # PEFT's patterns are matched with the model's own name
+    path = raw.removeprefix("base_model.model.") if naming == "peft" else names[0]
+    if _stacked(reading, kind, keys, path):
+        reading.kept += keys.values()
+        reading.stacks.append(raw)
+        return
     if magnitude := roles.get(("any", "magnitude")): _refuse_magnitude(reading, raw, magnitude)
     recipe = _recipe(reading, raw, kind, keys)
     alpha = reading.numbers.get(roles.get(("any", "alpha")), 0.0)
-    if reading.options.drop_bad and not math.isfinite(alpha) and _divisor(reading, recipe): reading.bad.append(raw); return
+    if reading.options.drop_bad and not math.isfinite(alpha) and _divisor(reading, recipe):
+        reading.bad.append(raw)
+        return
     if _other_rank(reading, path, recipe): reading.other.append(names[0])
     recipe = recipe._replace(scale=_scale(reading, raw, path, naming, recipe, roles))
     for name, part in zip(names, _parts(reading, raw, names, recipe)): _put(reading, raw, name, part)
-    reading.namings[naming] += len(roles); reading.kinds[kind] += 1
+    reading.namings[naming] += len(roles)
+    reading.kinds[kind] += 1
 
 def _nothing(reading):
-    if reading.bad: reading.fail(f"alpha is NaN or infinite in all of {len(reading.bad)} modules, first {reading.bad[0]}. Training diverged", "E4", reading.bad[0])
-    if stacks := reading.stacks or [key for key in reading.kept if re.search(r"\b(?:experts|switch_mlp)\b.*lora", key)]:
-        reading.fail(f"{len(stacks)} stacks of experts in one parameter (PEFT's target_parameters, MLX' switch layers), first {stacks[0]}, and "
-            "nothing else is in this file; loragrass does not read them. Train the layers beside them, or merge the adapter into its base with PEFT or mlx-lm", "E10")
+    bad, kept = reading.bad, reading.kept
+    if bad:
+        reading.fail(f"alpha is NaN or infinite in all of {len(bad)} modules, first {bad[0]}. Training diverged",
+                     "E4", bad[0])
+    stacks = reading.stacks or [key for key in kept if re.search(r"\b(?:experts|switch_mlp)\b.*lora", key)]
+    if stacks:
+        reading.fail(f"{len(stacks)} stacks of experts in one parameter (PEFT's target_parameters, MLX' switch "
+                     f"layers), first {stacks[0]}, and nothing else is in this file; loragrass does not read them. "
+                     "Train the layers beside them, or merge the adapter into its base with PEFT or mlx-lm", "E10")
     if reading.foreign:
-        reading.fail(f"{', '.join(reading.foreign)} is not low rank, and nothing else is in this file; loragrass reads LoRA, LoHa, LoKr, AdaLoRA and VeRA", "E10")
-    reading.fail(f"no LoRA tensors found; {len(reading.file)} keys, first: {', '.join(list(reading.file)[:3])}. Known formats: kohya, LyCORIS (LoHa, LoKr), "
-        "diffusers, PEFT (LoRA, AdaLoRA, VeRA, LoHa, LoKr), Flux in kohya, BFL, diffusers and OneTrainer names, MLX", "E13")
+        reading.fail(f"{', '.join(reading.foreign)} is not low rank, and nothing else is in this file; "
+                     "loragrass reads LoRA, LoHa, LoKr, AdaLoRA and VeRA", "E10")
+    reading.fail(f"no LoRA tensors found; {len(reading.file)} keys, first: {', '.join(list(reading.file)[:3])}. "
+                 "Known formats: kohya, LyCORIS (LoHa, LoKr), diffusers, PEFT (LoRA, AdaLoRA, VeRA, LoHa, LoKr), "
+                 "Flux in kohya, BFL, diffusers and OneTrainer names, MLX", "E13")
 
 # %% ../nbs/03d_formats.ipynb #311bb497
 def _raw_shapes(reading):
@@ -397,7 +507,8 @@ def _raw_shapes(reading):
     for raw, roles in reading.modules.items():
         kind = next((kind for kind, _ in roles if kind in READERS), None)
         if kind is None or not re.search(r"(?:double|single)_(?:blocks|stream_mod|transformer_blocks)", raw): continue
-        try: size = READERS[kind].measure({role: reading.file.entries[key].shape for (k, role), key in roles.items() if k == kind})
+        shapes_of = {role: reading.file.entries[key].shape for (k, role), key in roles.items() if k == kind}
+        try: size = READERS[kind].measure(shapes_of)
         except Exception: continue # `_size` will say what is wrong
         shapes[raw] = size.m, size.n
     return shapes
@@ -406,14 +517,17 @@ def _check_dora(reading):
     "A config may tell a DoRA whose magnitudes have names that nobody knows, or are missing"
     told = any(c.get("use_dora") or c.get("fine_tune_type") == "dora" for c in reading.scales.configs.values())
     if told and not reading.options.ignore_magnitude:
-        reading.fail("DoRA, by its config, without its magnitudes. Its update depends on the base weights and cannot be read from the file alone. "
-            "ignore_magnitude=True treats it as plain LoRA (changes the result)", "E9")
+        reading.fail("DoRA, by its config, without its magnitudes. Its update depends on the base weights and cannot "
+                     "be read from the file alone. ignore_magnitude=True treats it as plain LoRA (changes the result)",
+                     "E9")
 
 def _name_the_rest(reading):
     "Bare names among those of a model are of that model, as Flux' img_in, if they name no other part of its pipeline"
-    naming = _naming(reading)
-    prefix = "diffusion_model." if naming == "bfl" else "transformer." if naming == "diffusers" and any(m.startswith("transformer.") for m in reading.recipes) else ""
-    for raw in [raw for raw in reading.recipes if prefix and canonical(raw, reading.version) == ("bare", [raw]) and not _PARTS.match(raw)]:
+    naming, prefix = _naming(reading), ""
+    if naming == "bfl": prefix = "diffusion_model."
+    if naming == "diffusers" and any(m.startswith("transformer.") for m in reading.recipes): prefix = "transformer."
+    def is_bare(raw): return canonical(raw, reading.version) == ("bare", [raw]) and not _PARTS.match(raw)
+    for raw in [raw for raw in reading.recipes if prefix and is_bare(raw)]:
         _put(reading, raw, prefix + raw, reading.recipes.pop(raw))
 
 _PARTS = re.compile(r"(?:text_encoder|transformer|unet|vae|image_encoder|controlnet|prior|connectors|clip|t5)\w*\.")
@@ -429,9 +543,11 @@ def _format(reading, arch):
     naming = _naming(reading)
     words = [naming, *[k for k in reading.kinds if k not in ("lora", "embedding")]]
     if naming == "bare" and any(".lora_down." in key for key in reading.file): words.append("kohya")
-    encoders = {m[0] for raw in reading.modules if (m := re.match(r"lora_te[23]?(?=_)", raw))}
+    encoders = [re.match(r"lora_te[23]?(?=_)", raw) for raw in reading.modules]
+    encoders = {m[0] for m in encoders if m}
     if arch not in ("sd15", "sd2") and "lora_te" in encoders: words.append("lora_te")
-    if arch == "flux1" and "lora_te2" in encoders and "lora_te3" not in encoders: words.append("lora_te2") # T5, as OneTrainer counts
+    if arch == "flux1" and "lora_te2" in encoders and "lora_te3" not in encoders:
+        words.append("lora_te2") # T5, as OneTrainer counts
     return " ".join(words)
 
 def _read(path, options)->LoRA:
@@ -445,15 +561,20 @@ def _read(path, options)->LoRA:
     _name_the_rest(reading)
     updates = _Updates(reading.file, reading.recipes)
     arch = guess_arch(updates.shapes, reading.modules)
-    for name in [m for m in reading.recipes if arch == "flux1" and m.startswith("text_encoder_3.")]: # T5: see `kohya_modules`
-        _put(reading, name, name.replace("text_encoder_3", "text_encoder_2", 1), reading.recipes.pop(name))
+    if arch == "flux1": # T5: see `kohya_modules`
+        for name in [m for m in reading.recipes if m.startswith("text_encoder_3.")]:
+            _put(reading, name, name.replace("text_encoder_3", "text_encoder_2", 1), reading.recipes.pop(name))
     for name, r in reading.recipes.items(): reading.recipes[name] = _unflattened(r, name, arch)
     format = _format(reading, arch)
     named = reading.path.parent if reading.path.name in _WEIGHTS else reading.path
-    lora = LoRA(updates, named.stem if named.suffix.lower() == ".safetensors" else named.name, reading.path, format, arch, reading.file.metadata, reading.config,
-        _Kept(reading.file, reading.kept))
+    name = named.stem if named.suffix.lower() == ".safetensors" else named.name
+    lora = LoRA(updates, name, reading.path, format, arch, reading.file.metadata, reading.config,
+                _Kept(reading.file, reading.kept))
     lora.issues = [*reading.issues, *_remarks(lora, reading)]
-    if reading.bad: lora.issues.append(Issue("E4", reading.bad[0], f"{len(reading.bad)} modules whose alpha is NaN or infinite left out, first {reading.bad[0]}"))
+    bad = reading.bad
+    if bad:
+        text = f"{len(bad)} modules whose alpha is NaN or infinite left out, first {bad[0]}"
+        lora.issues.append(Issue("E4", bad[0], text))
     return lora
 
 # %% ../nbs/03d_formats.ipynb #f6329c66
@@ -470,7 +591,8 @@ def load(
     "Read an adapter, whatever wrote it; LoRAFormatError if it cannot be read"
     lora = _read(path, _Options(drop_bad, ignore_magnitude, approx_rank, alpha, scale, limits))
     _check_numbers(lora, drop_bad)
-    for issue in lora.issues: warnings.warn(printable(f"{path}: {issue.text} [{issue.code}]"), stacklevel=caller_level())
+    for issue in lora.issues:
+        warnings.warn(printable(f"{path}: {issue.text} [{issue.code}]"), stacklevel=caller_level())
     return lora
 
 # %% ../nbs/03d_formats.ipynb #84661fcd
@@ -484,15 +606,24 @@ def _check_numbers(lora, drop_bad):
             bad.append(e)
         else: changes = changes or bool(update.up.any())
     if bad and (not drop_bad or len(bad) == len(lora)):
-        raise LoRAFormatError(f"{bad[0].text} ({len(bad)} of {len(lora)} modules affected)", bad[0].path, bad[0].key, "E4")
+        affected = f"{len(bad)} of {len(lora)} modules affected"
+        raise LoRAFormatError(f"{bad[0].text} ({affected})", bad[0].path, bad[0].key, "E4")
     for e in bad: del lora.updates.recipes[e.key]
-    if bad: lora.issues.append(Issue("E4", bad[0].key, f"{len(bad)} modules with NaN or infinite values left out, first {bad[0].key}"))
-    if odd := [k for k in lora.passthrough if any(t.is_floating_point() and not math.isfinite(peak(t)) for t in lora.passthrough.blocks(k))]:
-        lora.issues.append(Issue("E4", odd[0], f"{len(odd)} tensors of .passthrough hold NaN or infinite values, first {odd[0]}"))
+    if bad:
+        text = f"{len(bad)} modules with NaN or infinite values left out, first {bad[0].key}"
+        lora.issues.append(Issue("E4", bad[0].key, text))
+    odd = [key for key in lora.passthrough if not _finite(lora.passthrough.blocks(key))]
+    if odd:
+        text = f"{len(odd)} tensors of .passthrough hold NaN or infinite values, first {odd[0]}"
+        lora.issues.append(Issue("E4", odd[0], text))
     if not changes: lora.issues.append(Issue("E15", "", "all lora_up are zero: this LoRA changes nothing (untrained?)"))
-    if kept := lora.updates.kept:
-        lora.issues.append(Issue("E10", min(kept, key=kept.get), f"{len(kept)} modules approximated; the worst keeps {min(kept.values()):.1%} of its squared "
-            "norm"))
+    kept = lora.updates.kept
+    if kept:
+        worst = min(kept, key=kept.get)
+        text = f"{len(kept)} modules approximated; the worst keeps {kept[worst]:.1%} of its squared norm"
+        lora.issues.append(Issue("E10", worst, text))
+
+def _finite(blocks): return all(math.isfinite(peak(t)) for t in blocks if t.is_floating_point())
 
 # %% ../nbs/03d_formats.ipynb #3a1740ad
 def find_adapters(
@@ -506,16 +637,21 @@ def find_adapters(
     for path in named:
         below, refused = _below(path, most) if path.is_dir() else ([path], [])
         if len(named) > 1 and path in below:
-            refused += [LoRAFormatError(f"lies below {path}, which was named as an adapter beside others; name it too to read it", p, code="E13") for p in below if p not in named and p != path]
+            text = f"lies below {path}, which was named as an adapter beside others; name it too to read it"
+            refused += [LoRAFormatError(text, p, code="E13") for p in below if p not in named and p != path]
             below = [path]
         if not below and not refused:
             there = ", ".join(sorted(os.listdir(path))[:5]) or "nothing"
-            refused = [LoRAFormatError(f"no adapter in this folder: expected .safetensors files or folders with adapter_config.json, found {there}", path, code="E13")]
-        found += below; skipped += refused
+            refused = [LoRAFormatError("no adapter in this folder: expected .safetensors files or folders with "
+                                       f"adapter_config.json, found {there}", path, code="E13")]
+        found += below
+        skipped += refused
     return found, skipped
 
-_STATE = re.compile(r"optimizer|scheduler|scaler|rng_state|random_states|training_args|(?:mp|zero_pp)_rank|model_states|optim_states")
-_RESUME = re.compile(r"random_states_\d+\.pkl|optimizer\.(?:bin|pt)") # of accelerate, which writes the adapter a second time as model.safetensors
+_STATE = re.compile(r"optimizer|scheduler|scaler|rng_state|random_states|training_args"
+                    r"|(?:mp|zero_pp)_rank|model_states|optim_states")
+# of accelerate, which writes the adapter a second time as model.safetensors
+_RESUME = re.compile(r"random_states_\d+\.pkl|optimizer\.(?:bin|pt)")
 _LLAMA = "file of llama.cpp, which loragrass does not read; name the PEFT folder that it was made from"
 _OTHERS = {".gguf": f"a GGUF {_LLAMA}", ".ggml": f"a GGML {_LLAMA}",
     ".npz": "a NumPy archive, as old MLX wrote its adapters; load it with MLX and save it as adapters.safetensors"}
@@ -524,38 +660,52 @@ def _below(folder, most):
     found, skipped, inside = [], [], os.path.realpath(folder)
     within:set[Path] = set() # folders of adapters, and what is below them
     def skip(text, path, code="E13"): skipped.append(LoRAFormatError(text, path, code=code))
+    def unsearched(e): skip(f"{e.strerror}: this folder was not searched", e.filename, "E1")
     def leaves(path): return not Path(os.path.realpath(path)).is_relative_to(inside)
-    for root, folders, files in os.walk(folder, onerror=lambda e: skip(f"{e.strerror}: this folder was not searched", e.filename, "E1")):
+    for root, folders, files in os.walk(folder, onerror=unsearched):
         here, whole = Path(root), "adapter_config.json" in files or "adapter_model.safetensors" in files
         weights = next((name for name in (*_WEIGHTS, "adapter_model.bin") if whole and name in files), "")
-        if whole: within.add(here)
-        elif here.parent in within: within.add(here)
+        if whole or here.parent in within: within.add(here)
         if whole and here != folder and any(leaves(here/name) for name in files):
             skip("its files are links that leave the folder; name this folder itself to read it", here)
             files = []
-        elif whole and re.search(r"(?:pissa|olora|corda|lora_?ga)\w*_init$", here.name): skip("an adapter before its training, by its name", here)
+        elif whole and re.search(r"(?:pissa|olora|corda|lora_?ga)\w*_init$", here.name):
+            skip("an adapter before its training, by its name", here)
         elif weights: found.append(here)
-        elif whole and not any(map(_NUMBERED.fullmatch, files)): skip(f"adapter_config.json without weights: expected {' or '.join(_WEIGHTS)} beside it", here)
+        elif whole and not any(map(_NUMBERED.fullmatch, files)):
+            skip(f"adapter_config.json without weights: expected {' or '.join(_WEIGHTS)} beside it", here)
         for path in sorted(here/name for name in folders):
-            if leaves(path): skip("a link to a folder elsewhere is not followed; name that folder itself to search it", path)
-            if left := re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name): skip("left behind by a save that was cut off; delete it", path)
-            if left: folders.remove(path.name)
+            if leaves(path):
+                skip("a link to a folder elsewhere is not followed; name that folder itself to search it", path)
+            if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
+                skip("left behind by a save that was cut off; delete it", path)
+                folders.remove(path.name)
         folders.sort()
         resumed = any(map(_RESUME.fullmatch, files))
         for path in sorted(here/name for name in files):
-            suffix = ".ggml" if re.fullmatch(r"ggml-.*\.bin", path.name) else path.suffix.lower()
-            if path.name == weights or path.name == "adapter_model.bin" and weights == "adapter_model.safetensors": continue # the same, as a pickle
-            if suffix in _PICKLES:
-                if not ((here in within or resumed) and _STATE.search(path.name)): skipped.append(_pickled(path))
-            elif suffix in _OTHERS: skip(_OTHERS[suffix], path)
-            elif suffix == ".safetensors":
-                if _STATE.search(path.name): skip("training state, by its name; rename it if it is an adapter", path)
-                elif resumed and path.name == "model.safetensors": skip("training state, by what lies beside it; name the file itself to read it", path)
-                elif leaves(path): skip("a link that leaves the folder; name the file itself to read it", path)
-                elif whole and not _NUMBERED.fullmatch(path.name): skip("lies beside the weights of an adapter and is not read with them; name the file itself to read it", path)
-                else: found.append(path)
-        if len(found) > most: raise LoRAFormatError(f"over {most:,} adapters; raise it with limits={{'files': …}}", folder, code="E14")
+            seen = _seen(path, weights, whole, resumed, here in within or resumed, leaves)
+            if seen is path: found.append(path)
+            elif seen: skipped.append(seen)
+        if len(found) > most:
+            raise LoRAFormatError(f"over {most:,} adapters; raise it with limits={{'files': …}}", folder, code="E14")
     return found, skipped
+
+def _seen(path, weights, whole, resumed, training, leaves):
+    "What a file is to the search: itself, if it may be an adapter; an error, if one could think so; or None"
+    def no(text): return LoRAFormatError(text, path, code="E13")
+    suffix = ".ggml" if re.fullmatch(r"ggml-.*\.bin", path.name) else path.suffix.lower()
+    if path.name == weights or path.name == "adapter_model.bin" and weights == "adapter_model.safetensors":
+        return None # read already, or the same as a pickle
+    if suffix in _PICKLES: return None if training and _STATE.search(path.name) else _pickled(path)
+    if suffix in _OTHERS: return no(_OTHERS[suffix])
+    if suffix != ".safetensors": return None
+    if _STATE.search(path.name): return no("training state, by its name; rename it if it is an adapter")
+    if resumed and path.name == "model.safetensors":
+        return no("training state, by what lies beside it; name the file itself to read it")
+    if leaves(path): return no("a link that leaves the folder; name the file itself to read it")
+    if whole and not _NUMBERED.fullmatch(path.name):
+        return no("lies beside the weights of an adapter and is not read with them; name the file itself to read it")
+    return path
 
 # %% ../nbs/03d_formats.ipynb #c04e5a3e
 @checked
@@ -567,7 +717,8 @@ def load_all(
 )->LoRACollection: # `.skipped` holds a LoRAFormatError for each file that was left out
     "The adapters of a folder, aligned on their modules"
     from tqdm.auto import tqdm
-    found, skipped = find_adapters(paths, options.get("limits")) if isinstance(paths, (str, Path)) else ([Path(p) for p in paths], [])
+    if isinstance(paths, (str, Path)): found, skipped = find_adapters(paths, options.get("limits"))
+    else: found, skipped = [Path(p) for p in paths], []
     loras, chosen = [], _Options(drop_bad, **options)
     for path in tqdm(found, desc="reading headers", delay=1):
         try:
@@ -576,7 +727,8 @@ def load_all(
             loras.append(lora)
         except (LoRAFormatError, OSError) as e:
             if strict: raise
-            skipped.append(e if isinstance(e, LoRAFormatError) else LoRAFormatError(f"{e.strerror or e}", path, code="E1"))
+            if isinstance(e, OSError): e = LoRAFormatError(f"{e.strerror or e}", path, code="E1")
+            skipped.append(e)
     collection = LoRACollection(loras if strict else list(_of_one_base(loras, skipped)), skipped)
     for text in _collection_remarks(collection): warnings.warn(printable(text), stacklevel=caller_level())
     return collection
@@ -592,32 +744,44 @@ def _of_one_base(loras, skipped):
         odd = next((m for m in lora if m in usual and lora.shapes[m] != usual[m]), None)
         if odd is None: yield lora
         else:
-            skipped.append(LoRAFormatError(f"{odd}: shapes differ between files: {' × '.join(map(str, lora.shapes[odd]))} here, "
-                f"{' × '.join(map(str, usual[odd]))} in most. It is for another base model ({lora.arch})", lora.path, odd, "E7"))
+            here, usually = (" × ".join(map(str, shape)) for shape in (lora.shapes[odd], usual[odd]))
+            text = (f"{odd}: shapes differ between files: {here} here, {usually} in most. "
+                    f"It is for another base model ({lora.arch})")
+            skipped.append(LoRAFormatError(text, lora.path, odd, "E7"))
 
-_FRONT = re.compile(r"(?:base_model[._]model[._]|lora_unet_|lora_transformer_|lycoris_|diffusion_model[._]|transformer[._]|unet[._]|language_model[._]|model[._])+")
+_FRONT = re.compile(r"(?:base_model[._]model[._]|lora_unet_|lora_transformer_|lycoris_|diffusion_model[._]"
+                    r"|transformer[._]|unet[._]|language_model[._]|model[._])+")
 
 def _lookalikes(collection):
     "Pairs of names that differ in their front, or in dots and underscores, and that no adapter has both"
     first, pairs = {}, []
     for lora in collection:
-        here = {_FRONT.sub("", m, count=1).replace(".", "_"): m for m in lora if collection.coverage[m] < len(collection)}
+        rare = [m for m in lora if collection.coverage[m] < len(collection)]
+        here = {_FRONT.sub("", m, count=1).replace(".", "_"): m for m in rare}
         for end, m in here.items():
-            other = first.setdefault(end, (m, lora))
-            if m != other[0] and m not in other[1] and other[0] not in lora and lora.shapes[m] == other[1].shapes[other[0]]: pairs.append((other[0], m))
+            other, where = first.setdefault(end, (m, lora))
+            apart = m != other and m not in where and other not in lora
+            if apart and lora.shapes[m] == where.shapes[other]: pairs.append((other, m))
     return pairs
 
 def _collection_remarks(collection):
     skipped, issues = collection.skipped, Counter(i.code for lora in collection for i in lora.issues)
     if skipped: yield f"{len(skipped)} files skipped: " + "; ".join(map(str, skipped))
     if collection and len(collection.modules) < len(collection.coverage):
-        yield f"module sets differ: {len(collection.modules)} of {len(collection.coverage)} modules are in every adapter (missing counts as zero) [W1]"
-        for a, b in _lookalikes(collection)[:1]: yield f"{a} and {b}, which are in different adapters, look like one module under two names; they count as two [W1]"
-    bases = Counter(str(v)[:80] for lora in collection if (v := lora.metadata.get("ss_base_model_version") or (lora.config or {}).get("base_model_name_or_path")))
-    if len(bases) > 1: yield f"base model versions differ: {', '.join(f'{b} ({n})' for b, n in bases.most_common(4))} [W2]"
+        yield (f"module sets differ: {len(collection.modules)} of {len(collection.coverage)} modules are in every "
+               "adapter (missing counts as zero) [W1]")
+        for a, b in _lookalikes(collection)[:1]:
+            yield (f"{a} and {b}, which are in different adapters, look like one module under two names; "
+                   "they count as two [W1]")
+    bases = Counter(str(base)[:80] for base in map(_base_of, collection) if base)
+    if len(bases) > 1:
+        yield f"base model versions differ: {', '.join(f'{b} ({n})' for b, n in bases.most_common(4))} [W2]"
     if issues:
         codes = ", ".join(f"{c}: {n}" for c, n in sorted(issues.items()))
         yield f"{sum(bool(lora.issues) for lora in collection)} adapters have remarks ({codes}); see their .issues"
+
+def _base_of(lora): # as the file says
+    return lora.metadata.get("ss_base_model_version") or (lora.config or {}).get("base_model_name_or_path")
 
 # %% ../nbs/03d_formats.ipynb #a95bd5c0
 __getattr__ = moved(__name__, difference="loragrass.lora_io.LoRAUpdate.difference")
