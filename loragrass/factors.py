@@ -24,12 +24,14 @@ GRAMMAR = [ # kind of update, role of the tensor in it, tail of its key
     ("lora", "up", r"lora_up\.weight|lora_[bB](?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.up\.weight|"
      r"(?<=_lora\.)up\.weight|(?<=_lora[12]\.)up\.weight"),
     ("lora", "mid", r"lora_mid\.weight"),
-    ("any", "alpha", r"alpha"), ("any", "scale", r"scale"), ("any", "magnitude", r"\w*(?:dora|magnitude|wdecomp|weight_decomp)\w*(?:\.[^.]+)?(?:\.weight)?|m"),
+    ("any", "alpha", r"alpha"), ("any", "scale", r"scale"),
+    ("any", "magnitude", r"\w*(?:dora|magnitude|wdecomp|weight_decomp)\w*(?:\.[^.]+)?(?:\.weight)?|m"),
     ("embedding", "down", r"lora_embedding_A(?:\.[^.]+)?"), ("embedding", "up", r"lora_embedding_B(?:\.[^.]+)?"),
     ("adalora", "down", r"lora_A"), ("adalora", "up", r"lora_B"), ("adalora", "E", r"lora_E"),
     *[("loha", role, f"hada_{role}") for role in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")],
     *[("lokr", role, f"lokr_{role}") for role in ("w1_a", "w1_b", "w1", "w2_a", "w2_b", "w2", "t2")],
-    ("vera", "b", r"vera_lambda_b"), ("vera", "d", r"vera_lambda_d"), ("vera_shared", "A", r"vera_A"), ("vera_shared", "B", r"vera_B"),
+    ("vera", "b", r"vera_lambda_b"), ("vera", "d", r"vera_lambda_d"),
+    ("vera_shared", "A", r"vera_A"), ("vera_shared", "B", r"vera_B"),
     ("mlx", "down", r"lora_a"), ("mlx", "up", r"lora_b"),
     ("full difference", "", r"diff|diff_b|w_norm|b_norm|set_weight|reshape_weight"),
     ("OFT", "", r"oft_(?:blocks?|[rRsS])(?:[._]\w+)*"), ("BOFT", "", r"(?:oft_diag|boft_[RrSs])(?:[._]\w+)*"),
@@ -40,7 +42,7 @@ _KEY = re.compile(r"(.+?)\.(?:" + "|".join(f"(?P<_{i}>{tail})" for i, (_, _, tai
 @lru_cache(1 << 16) # the files of a folder mostly have the same keys
 def parse_key(
     key:str, # of a tensor
-)->tuple[str, str, str]|None: # module, kind of update, role of the tensor; None if the tail belongs to no kind of update
+)->tuple[str, str, str]|None: # module, kind of update, role of the tensor; None if its tail belongs to no update
     "What a key says"
     if m := _KEY.fullmatch(unwrapped(key)):
         kind, role, _ = GRAMMAR[int(str(m.lastgroup)[1:])]
@@ -61,15 +63,18 @@ def _need(ok, text):
     if not ok: raise ValueError(text)
 
 def _lora_size(down, up, mid=None):
-    groups = down[0] // up[1] if len(down) > 2 else 1 # of a convolution: PEFT lets each group of outputs read its share of the ranks
+    # PEFT lets each group of outputs of a convolution read its share of the ranks
+    groups = down[0] // up[1] if len(down) > 2 else 1
     _need(up[1] * groups == down[0] and up[0] % groups == 0, f"ranks {down[0]} and {up[1]} differ")
     _need(math.prod(up[2:]) == 1, "up has a kernel, which only down may have")
-    _need(mid is None or mid[:2] == (down[0], down[0]) and math.prod(down[2:]) == 1, "the middle tensor has another rank, or down a kernel of its own")
+    _need(mid is None or mid[:2] == (down[0], down[0]) and math.prod(down[2:]) == 1,
+          "the middle tensor has another rank, or down a kernel of its own")
     kernel = down[2:] if mid is None else mid[2:]
     return Size(up[0], down[0], down[1] * math.prod(kernel), (up[0], down[1], *kernel), groups=groups)
 
 def _lora(down, up, mid=None):
-    if mid is not None: down = torch.einsum("mn...,ni->mi...", mid.float(), down.float().flatten(1)) # Tucker (CP): the kernel's core folds into down
+    if mid is not None: # Tucker (CP): the kernel's core folds into down
+        down = torch.einsum("mn...,ni->mi...", mid.float(), down.float().flatten(1))
     if up.shape[1] < down.shape[0]: up = torch.block_diag(*up.flatten(1).chunk(down.shape[0] // up.shape[1])) # groups
     return up.flatten(1), down.flatten(1)
 
@@ -102,25 +107,31 @@ def _pair_size(a, b, t=None):
 
 def _pair(a, b, t=None):
     a, b = a.float(), b.float()
-    return (a, b.flatten(1)) if t is None else (a.mT.contiguous(), torch.einsum("ij...,jr->ir...", t.float(), b).flatten(1))
+    if t is None: return a, b.flatten(1)
+    return a.mT.contiguous(), torch.einsum("ij...,jr->ir...", t.float(), b).flatten(1)
 
 def _loha_size(w1_a, w1_b, w2_a, w2_b, t1=None, t2=None):
     m, r1, n, kernel = _pair_size(w1_a, w1_b, t1)
     m2, r2, n2, kernel2 = _pair_size(w2_a, w2_b, t2)
-    _need((m, n, kernel) == (m2, n2, kernel2), f"the two products are {m} × {n} and {m2} × {n2}, with kernels {kernel} and {kernel2}")
+    _need((m, n, kernel) == (m2, n2, kernel2),
+          f"the two products are {m} × {n} and {m2} × {n2}, with kernels {kernel} and {kernel2}")
     return Size(m, r1 * r2, n, (m, n // math.prod(kernel), *kernel), low=r1 * r2 <= min(m, n))
 
 def _loha(w1_a, w1_b, w2_a, w2_b, t1=None, t2=None):
-    (B1, A1), (B2, A2) = _pair(w1_a, w1_b, t1), _pair(w2_a, w2_b, t2)
+    B1, A1 = _pair(w1_a, w1_b, t1)
+    B2, A2 = _pair(w2_a, w2_b, t2)
     return torch.einsum("ip,iq->ipq", B1, B2).flatten(1), torch.einsum("pj,qj->pqj", A1, A2).flatten(0, 1)
 
 # %% ../nbs/03b_factors.ipynb #5d5ed499
 def _lokr_size(w1=None, w1_a=None, w1_b=None, w2=None, w2_a=None, w2_b=None, t2=None):
-    m1, r1, n1, _ = (w1[0], min(w1), w1[1], ()) if w1 else _pair_size(w1_a, w1_b)
-    m2, r2, n2, kernel = (w2[0], min(w2[0], math.prod(w2[1:])), math.prod(w2[1:]), w2[2:]) if w2 else _pair_size(w2_a, w2_b, t2)
+    m1, r1, n1, _ = _whole_size(w1) if w1 else _pair_size(w1_a, w1_b)
+    m2, r2, n2, kernel = _whole_size(w2) if w2 else _pair_size(w2_a, w2_b, t2)
     m, r, n = m1 * m2, r1 * r2, n1 * n2
     return Size(m, r, n, (m, n // math.prod(kernel), *kernel), low=(w1 is None or w2 is None) and r <= min(m, n))
 
+def _whole_size(w): # rows, rank, columns and kernel of a factor that is not decomposed
+    n = math.prod(w[1:])
+    return w[0], min(w[0], n), n, w[2:]
 def _kronecker_parts(w1=None, w1_a=None, w1_b=None, w2=None, w2_a=None, w2_b=None, t2=None):
     return _whole(w1) if w1 is not None else _pair(w1_a, w1_b), _whole(w2) if w2 is not None else _pair(w2_a, w2_b, t2)
 
@@ -146,19 +157,23 @@ class Reader(NamedTuple):
         "`size`, once every tensor has as many dimensions as its role"
         for role, shape in shapes.items():
             n = 1 if role in self.vectors else 2
-            _need(len(shape) == n or len(shape) > n and role in self.kernels, f"{role} has {len(shape)} dimensions, expected {n}")
+            fits = len(shape) == n or len(shape) > n and role in self.kernels
+            _need(fits, f"{role} has {len(shape)} dimensions, expected {n}")
         return self.size(**shapes)
 
+def _vera(b, d, A, B): # a shared random pair, two vectors
+    return b[:, None].float() * B[:len(b)].float(), d[:, None].float() * A.float()
 READERS = {
     "lora": Reader(_lora_size, _lora, kernels=("down", "up", "mid")),
     "embedding": Reader(_embedding_size, lambda down, up: (up, down)),
-    "adalora": Reader(_adalora_size, lambda down, up, E: (up, E.float() * down.float()), ("down", "up", "E")), # singular values apart
-    # a shared random pair, two vectors
-    "vera": Reader(_vera_size, lambda b, d, A, B: (b[:, None].float() * B[:len(b)].float(), d[:, None].float() * A.float()), ("b", "d", "A", "B"), ("d",), vectors=("b", "d")),
+    # singular values apart
+    "adalora": Reader(_adalora_size, lambda down, up, E: (up, E.float() * down.float()), ("down", "up", "E")),
+    "vera": Reader(_vera_size, _vera, ("b", "d", "A", "B"), ("d",), vectors=("b", "d")),
     "loha": Reader(_loha_size, _loha, ("w1_a", "w1_b", "w2_a", "w2_b"), ("w1_b",), ("t1", "t2")),
     "lokr": Reader(_lokr_size, _lokr, ("w1|w1_a", "w1|w1_b", "w2|w2_a", "w2|w2_b"), ("w2_b", "w1_b"), ("w2", "t2")),
-    "mlx": Reader(_mlx_size, lambda down, up: (up.mT, down.mT), rank_of=("up",)), # (in, r) and (r, out)
-    "mlx_embedding": Reader(_mlx_embedding_size, lambda down, up: (up.mT, down.mT), rank_of=("up",)), # (vocabulary, r) and (r, dim)
+    # (in, r) and (r, out); (vocabulary, r) and (r, dim)
+    "mlx": Reader(_mlx_size, lambda down, up: (up.mT, down.mT), rank_of=("up",)),
+    "mlx_embedding": Reader(_mlx_embedding_size, lambda down, up: (up.mT, down.mT), rank_of=("up",)),
 }
 
 # %% ../nbs/03b_factors.ipynb #50d5839e
@@ -172,11 +187,15 @@ def approximate(
         up, down = READERS[kind].build(**tensors)
         U, S, Vh = LoRAUpdate(up, down, 1.0, (len(up), down.shape[1])).svd()
         return (U[:, :rank] * S[:rank]).float(), Vh[:rank].float(), _share(S[:rank], S)
-    (U1, S1, V1), (U2, S2, V2) = (LoRAUpdate(B, A, 1.0, (len(B), A.shape[1])).svd() for B, A in _kronecker_parts(**tensors))
+    pairs = _kronecker_parts(**tensors)
+    first, second = (LoRAUpdate(B, A, 1.0, (len(B), A.shape[1])).svd() for B, A in pairs)
+    U1, S1, V1 = first
+    U2, S2, V2 = second
     S = torch.outer(S1, S2).flatten()
     top = S.argsort(descending=True)[:rank]
     i, j = top // max(len(S2), 1), top % max(len(S2), 1)
-    up, down = torch.einsum("ar,br->abr", U1[:, i], U2[:, j]).flatten(0, 1), torch.einsum("rc,rd->rcd", V1[i], V2[j]).flatten(1)
+    up = torch.einsum("ar,br->abr", U1[:, i], U2[:, j]).flatten(0, 1)
+    down = torch.einsum("rc,rd->rcd", V1[i], V2[j]).flatten(1)
     return (up * S[top]).float(), down.float(), _share(S[top], S)
 
 def _share(part, whole): return float(part.square().sum() / whole.square().sum()) if len(whole) else 1.0
