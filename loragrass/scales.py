@@ -51,7 +51,8 @@ def pattern_of(
     pattern:str, # of a config
 )->Callable[[Places], bool]:
     "What PEFT asks, `re.match(rf'(.*\\.)?({pattern})$', name)`, as a function; ValueError for what it does not know"
-    if len(pattern) > 2000: raise ValueError(f"a pattern of {len(pattern):,} characters is over 2,000: {pattern[:60]!r} …")
+    if len(pattern) > 2000:
+        raise ValueError(f"a pattern of {len(pattern):,} characters is over 2,000: {pattern[:60]!r} …")
     if plain := _PLAIN.fullmatch(pattern): return partial(_ends, bool(plain[1]), re.findall(r"\\\.|.", plain[2]))
     tokens = _TOKENS.findall(pattern)[::-1]
     try: body = _either(tokens)
@@ -182,7 +183,7 @@ class Scales(NamedTuple):
     configs:Mapping[str, Mapping] # component → config; "" for a PEFT or MLX adapter
     alpha:float|None=None # the caller's
     scale:float|None=None
-    tick:Callable=lambda: None # called before each match; raises when patterns, regular expressions from a file, take too long
+    tick:Callable=lambda: None # called before each match; raises when a file's patterns take too long
 
     def of(self,
         module:str, # canonical
@@ -194,7 +195,8 @@ class Scales(NamedTuple):
         for config, name in ((self.configs.get(""), module), (self.configs.get(component), path)):
             mlx = kind.startswith("mlx")
             if mlx and config and "lora_parameters" in config: return float(config["lora_parameters"]["scale"])
-            if not mlx and config and (config.get("lora_alpha", 8) or kind == "vera"): return config_scale(config, name, kind, rank, self.tick)
+            if not mlx and config and (config.get("lora_alpha", 8) or kind == "vera"):
+                return config_scale(config, name, kind, rank, self.tick)
         return self.scale if self.scale is not None else self.alpha / rank if self.alpha is not None else None
 
 def config_scale(
@@ -212,28 +214,45 @@ def config_scale(
 
 # %% ../nbs/03c_scales.ipynb #08ac4396
 _CHANGED_BASE = r"pissa|olora|corda|loftq|lora[_-]?ga|milora"
-_STRANGE = ("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "use_kasa", "kasa_config")
+_STRANGE = ("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "velora_config",
+            "monteclora_config", "use_kasa", "kasa_config")
 
 def check_config(
     config, # of adapter_config.json, or of one component of the header
     fail:Callable, # (text, code) → raises
 )->None:
     "Refuse what makes the adapter something else than scale · B · A on the base, and values of the wrong type"
-    kind, start = str(config.get("peft_type", "LORA")).removeprefix("PeftType."), str(config.get("init_lora_weights", "")).lower()
-    if kind not in ("LORA", "ADALORA", "VERA", "LOHA", "LOKR"): fail(f"peft_type {kind[:40]} is not low rank; loragrass reads LORA, ADALORA, VERA, LOHA and LOKR", "E10")
+    kind = str(config.get("peft_type", "LORA")).removeprefix("PeftType.")
+    start = str(config.get("init_lora_weights", "")).lower()
+    if kind not in ("LORA", "ADALORA", "VERA", "LOHA", "LOKR"):
+        fail(f"peft_type {kind[:40]} is not low rank; loragrass reads LORA, ADALORA, VERA, LOHA and LOKR", "E10")
     if re.search(_CHANGED_BASE, start):
-        convert = ("convert it first with PEFT: load it on the base that it was trained with and call model.save_pretrained(folder, "
-            "path_initial_model_for_weight_conversion=…) with the adapter as it was before training; that writes a plain LoRA of twice the rank")
-        merge = "it was trained beside a quantized base, to which no other adapter belongs; merge it into that base with PEFT"
-        fail(f"init_lora_weights={start[:40]}: this adapter changes the base model; {merge if 'loftq' in start else convert}", "E12")
-    if odd := [f for f in _STRANGE if config.get(f)]: fail(f"{', '.join(odd)}: the update is not scale · B · A on the base; loragrass cannot read it. Merge it into its base with PEFT", "E12")
+        advice = _MERGE if "loftq" in start else _CONVERT
+        fail(f"init_lora_weights={start[:40]}: this adapter changes the base model; {advice}", "E12")
+    odd = [f for f in _STRANGE if config.get(f)]
+    if odd:
+        fail(f"{', '.join(odd)}: the update is not scale · B · A on the base; loragrass cannot read it. "
+             "Merge it into its base with PEFT", "E12")
+    _check_values(config, kind, fail)
+
+_CONVERT = ("convert it first with PEFT: load it on the base that it was trained with and call model.save_pretrained("
+            "folder, path_initial_model_for_weight_conversion=…) with the adapter as it was before training; "
+            "that writes a plain LoRA of twice the rank")
+_MERGE = ("it was trained beside a quantized base, to which no other adapter belongs; "
+          "merge it into that base with PEFT")
+
+def _check_values(config, kind, fail):
+    "Ranks, alphas and patterns are what their names say"
     patterns = [config.get(f) or {} for f in ("rank_pattern", "alpha_pattern")]
-    if not all(isinstance(p, dict) for p in patterns): fail("rank_pattern and alpha_pattern must map names to numbers. Correct them in the config", "E11")
+    if not all(isinstance(p, dict) for p in patterns):
+        fail("rank_pattern and alpha_pattern must map names to numbers. Correct them in the config", "E11")
     ranks, alphas = (list(p.items()) for p in patterns)
     if kind == "ADALORA": ranks = [item for item in ranks if not isinstance(item[1], list)] # masks
     ranks += [(f, config[f]) for f in ("r",) if f in config]
     alphas += [(f, config[f]) for f in ("lora_alpha", "alpha") if f in config]
-    if "lora_parameters" in config: alphas.append(("lora_parameters.scale", mlx.get("scale") if isinstance(mlx := config["lora_parameters"], dict) else None))
+    if "lora_parameters" in config: # of MLX
+        mlx = config["lora_parameters"]
+        alphas.append(("lora_parameters.scale", mlx.get("scale") if isinstance(mlx, dict) else None))
     for least, said, numbers in ((1, "a number of at least 1", ranks), (-1e9, "a number", alphas)):
         for name, x in numbers:
             if isinstance(x, bool) or not isinstance(x, (int, float)) or not least <= x < 1e9:
@@ -248,8 +267,12 @@ def header_configs(
 )->dict[str, dict]:
     "`lora_adapter_metadata` of the header → component → config"
     try: flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except (ValueError, RecursionError) as e: fail(f"lora_adapter_metadata of the header is not valid JSON ({str(e)[:100]}), so the scale cannot be known. Save the adapter anew with diffusers", "E11")
-    if not isinstance(flat, dict): fail(f"lora_adapter_metadata of the header should be a JSON object, it is {str(flat)[:50]}. Save the adapter anew with diffusers", "E11")
+    except (ValueError, RecursionError) as e:
+        fail(f"lora_adapter_metadata of the header is not valid JSON ({str(e)[:100]}), so the scale cannot be known. "
+             "Save the adapter anew with diffusers", "E11")
+    if not isinstance(flat, dict):
+        fail(f"lora_adapter_metadata of the header should be a JSON object, it is {str(flat)[:50]}. "
+             "Save the adapter anew with diffusers", "E11")
     configs:dict[str, dict] = {}
     for name, value in flat.items():
         component, _, field = name.partition(".")
@@ -261,7 +284,7 @@ def header_configs(
 def header_alpha(
     metadata:Mapping[str, str], # of the header
 )->float|None: # None where it names none, or several
-    "`lora_alpha`, `network_alpha` or `alpha` of the header, of one component (`transformer.lora_alpha`) or in JSON too, or kohya's `ss_network_alpha`"
+    "The alpha of the header: `lora_alpha` and its like, of one component or in JSON too, or `ss_network_alpha`"
     said = set(_alphas(metadata))
     try: alpha = float(said.pop()) if len(said) == 1 else math.nan
     except ValueError: return None
@@ -275,4 +298,5 @@ def _alphas(said, deep=0):
             except (ValueError, RecursionError): continue
         if isinstance(value, dict):
             if deep < 3: yield from _alphas(value, deep + 1)
-        elif re.fullmatch(r"(?:\w+\.)?(?:(?:lora|network|ss_network|linear)_?)?alpha", str(name), re.IGNORECASE): yield str(value)
+        elif re.fullmatch(r"(?:\w+\.)?(?:(?:lora|network|ss_network|linear)_?)?alpha", str(name), re.IGNORECASE):
+            yield str(value)
