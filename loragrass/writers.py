@@ -19,13 +19,15 @@ from .formats import load
 from .factors import parse_key
 from .checks import caller_level, checked
 from .lora_io import DTYPES, LoRA, LoRAUpdate, TensorFile, peak
-from .module_names import FUSED, bfl_modules, canonical, is_embedding, is_language_model, kohya_modules, point_kernel, unwrapped
+from .module_names import (FUSED, bfl_modules, canonical, is_embedding, is_language_model, kohya_modules,
+                                    point_kernel, unwrapped)
 
 # %% ../nbs/03e_writers.ipynb #67058529
 def _factors(u, dtype, stated):
     "Factors whose product, times `stated(r)`, is the update"
     up, down = u.scale / stated(u.rank) * u.up.double(), u.down.double()
-    if _least(u) == u.rank and all(torch.equal(t.to(dtype).double(), t) for t in (up, down)): return up.to(dtype), down.to(dtype)
+    if _least(u) == u.rank and all(torch.equal(t.to(dtype).double(), t) for t in (up, down)):
+        return up.to(dtype), down.to(dtype)
     svd = u.svd()
     if not len(svd.S): return torch.zeros(len(up), 1, dtype=dtype), torch.zeros(1, down.shape[1], dtype=dtype)
     up, down = _balanced(svd, len(svd.S), stated(len(svd.S)))
@@ -53,7 +55,7 @@ def _factors_of_all(updates, dtype, ragged, states_alpha):
     while not _holds(dtype, rank): rank += 1
     (scale,) = scales if len(scales) == 1 else (1.0,)
     alpha = scale * rank if states_alpha and not ragged and scale > 0 and _holds(dtype, scale * rank) else float(rank)
-    stated = (lambda r: alpha / r) if ragged and states_alpha else (lambda r: alpha / rank) # ragged: one alpha for all ranks, which is what diffusers assumes
+    def stated(r): return alpha / r if ragged and states_alpha else alpha / rank # one alpha, as diffusers assumes
     def factors(u):
         if u.groups > 1: return _factors_by_group(u, dtype)
         up, down = _factors(u, dtype, stated)
@@ -61,14 +63,17 @@ def _factors_of_all(updates, dtype, ragged, states_alpha):
     return {name: factors(u) for name, u in updates.items()}, rank, alpha
 
 def _factors_by_group(u, dtype):
-    "up (m, r / groups) and down (r, n) of a convolution with groups: a rank of its own, for zeros would have to go into each"
+    "up (m, r / groups), down (r, n) of a convolution with groups, of a rank of its own: zeros would go into each group"
     g, up, down = u.groups, u.scale * u.up.double(), u.down.double()
-    if up.shape[1] % g == 0 and not up.masked_fill(torch.block_diag(*torch.ones(g, len(up) // g, up.shape[1] // g)).bool(), 0).any(): # as it was read
-        return torch.cat([rows.chunk(g, 1)[i] for i, rows in enumerate(up.chunk(g))]).to(dtype), down.to(dtype)
+    if up.shape[1] % g == 0:
+        inside = torch.block_diag(*torch.ones(g, len(up) // g, up.shape[1] // g)).bool()
+        if not up.masked_fill(inside, 0).any(): # as it was read
+            return torch.cat([rows.chunk(g, 1)[i] for i, rows in enumerate(up.chunk(g))]).to(dtype), down.to(dtype)
     parts = [LoRAUpdate(rows, down, 1.0, (len(rows), down.shape[1])).svd() for rows in up.chunk(g)]
     rank = max(1, *(len(part.S) for part in parts))
-    pairs = [_balanced(part, rank, 1.0) for part in parts]
-    return torch.cat([_pad(up, rank, 1) for up, _ in pairs]).to(dtype), torch.cat([_pad(down, rank, 0) for _, down in pairs]).to(dtype)
+    ups, downs = zip(*(_balanced(part, rank, 1.0) for part in parts))
+    up, down = torch.cat([_pad(t, rank, 1) for t in ups]), torch.cat([_pad(t, rank, 0) for t in downs])
+    return up.to(dtype), down.to(dtype)
 
 def _shaped(up, down, u):
     "With the kernel of a convolution, as its weight has it"
@@ -78,34 +83,42 @@ def _shaped(up, down, u):
 def _as_in_model(name, u, arch):
     "With the number of dimensions that the weight has in its model; LyCORIS stores 1 × 1 convolutions flat"
     kernel = point_kernel(name, arch)
-    return u if kernel is None or any(d != 1 for d in u.weight_shape[2:]) else replace(u, weight_shape=(*u.weight_shape[:2], *kernel))
+    if kernel is None or any(d != 1 for d in u.weight_shape[2:]): return u
+    return replace(u, weight_shape=(*u.weight_shape[:2], *kernel))
 
 # %% ../nbs/03e_writers.ipynb #a8b7317d
 def _fused(updates, parts, shapes):
     "Updates of q, k, v as one"
     there = [updates[p] for p in parts if p in updates]
-    n = there[0].down.shape[1]
+    first, n = there[0], there[0].down.shape[1]
     rows = [shapes[p][0] if p in shapes else 4 * n if "mlp" in p else n for p in parts]
-    if all(u.scale == there[0].scale and torch.equal(u.down, there[0].down) for u in there):
-        up = torch.cat([updates[p].up if p in updates else there[0].up.new_zeros(m, there[0].rank) for p, m in zip(parts, rows)])
-        return LoRAUpdate(up, there[0].down, there[0].scale, (len(up), n))
-    up = torch.block_diag(*[u.scale * u.up.double() if (u := updates.get(p)) else torch.zeros(m, 0, dtype=torch.float64) for p, m in zip(parts, rows)])
+    if all(u.scale == first.scale and torch.equal(u.down, first.down) for u in there):
+        ups = [updates[p].up if p in updates else first.up.new_zeros(m, first.rank) for p, m in zip(parts, rows)]
+        up = torch.cat(ups)
+        return LoRAUpdate(up, first.down, first.scale, (len(up), n))
+    def block(p, m): # of a part that is not there: rows without columns
+        if p not in updates: return torch.zeros(m, 0, dtype=torch.float64)
+        return updates[p].scale * updates[p].up.double()
+    up = torch.block_diag(*map(block, parts, rows))
     U, S, Vh = LoRAUpdate(up, torch.cat([u.down.double() for u in there]), 1.0, (len(up), n)).svd()
-    return LoRAUpdate(U * S, Vh, 1.0, (len(up), n)) if len(S) else LoRAUpdate(up[:, :1], there[0].down[:1].double(), 1.0, (len(up), n))
+    if not len(S): return LoRAUpdate(up[:, :1], first.down[:1].double(), 1.0, (len(up), n))
+    return LoRAUpdate(U * S, Vh, 1.0, (len(up), n))
 
 def _own(lora, updates, modules, format):
     "Updates by the names of kohya or of the model's own code"
     odd = next((m for m in updates if m.startswith("transformer.")), None)
     if odd and lora.arch not in FUSED and home_format(lora) not in ("kohya", "bfl"):
-        raise ValueError(f"{odd}: its name in a {format} file depends on the base model, which is not certain (arch {lora.arch!r}). "
-            "Set lora.arch = 'flux1' if it is Flux; otherwise save it as diffusers")
+        raise ValueError(f"{odd}: its name in a {format} file depends on the base model, which is not certain "
+                         f"(arch {lora.arch!r}). Set lora.arch = 'flux1' if it is Flux; otherwise save it as diffusers")
     bare = {m: u for m, u in updates.items() if home_format(lora) == format and _is_bare(m)} # which came like this
     own = modules([m for m in updates if m not in bare], lora.arch)
-    return bare | {name: updates[parts[0]] if len(parts) == 1 else _fused(updates, parts, lora.shapes) for name, parts in own.items()}
+    def update(parts): return updates[parts[0]] if len(parts) == 1 else _fused(updates, parts, lora.shapes)
+    return bare | {name: update(parts) for name, parts in own.items()}
 
 def _is_bare(module): return canonical(module) == ("bare", [module])
 
-_PREFIX = {"onetrainer": "lora_transformer_", "lycoris": "lycoris_"} # theirs, where a transformer is not known to have names of its own
+# theirs, where a transformer is not known to have names of its own
+_PREFIX = {"onetrainer": "lora_transformer_", "lycoris": "lycoris_"}
 
 def _kohya(lora, updates, dtype, ragged):
     words = (lora.format or "").split()
@@ -114,12 +127,15 @@ def _kohya(lora, updates, dtype, ragged):
         if "lora_te" in words: module = re.sub(r"^lora_te1_", "lora_te_", module)
         if "lora_te2" in words: module = re.sub(r"^lora_te3_", "lora_te2_", module)
         return re.sub(r"^lora_unet_(?=(?:single_)?transformer_blocks_)", prefix, module)
-    tensors, rank, alpha = _with_alpha({spelled(m): u for m, u in _own(lora, updates, kohya_modules, "kohya").items()}, dtype, ragged)
+    own = _own(lora, updates, kohya_modules, "kohya")
+    tensors, rank, alpha = _with_alpha({spelled(m): u for m, u in own.items()}, dtype, ragged)
     return tensors, _kohya_metadata(lora, rank, alpha), None
 
 def _with_alpha(updates, dtype, ragged):
-    if odd := [name for name, u in updates.items() if u.groups > 1]:
-        raise ValueError(f"{odd[0]}: PEFT shares the ranks of a convolution with groups out among them, for which kohya's files have no place; save it as peft")
+    odd = [name for name, u in updates.items() if u.groups > 1]
+    if odd:
+        raise ValueError(f"{odd[0]}: PEFT shares the ranks of a convolution with groups out among them, "
+                         "for which kohya's files have no place; save it as peft")
     pairs, rank, alpha = _factors_of_all(updates, dtype, ragged, True)
     tensors = {}
     for name, (up, down) in pairs.items():
@@ -135,32 +151,40 @@ def _kohya_metadata(lora, rank, alpha):
     if base is None: return {}
     # hashes of the old bytes, and what the old bytes were
     stale = r"sshs_.*|modelspec\.hash_.*|format|lora_adapter_metadata"
-    kept = {k: v for k, v in lora.metadata.items() if not re.fullmatch(stale, k) and not (k == "ss_network_args" and '"algo"' in v)}
-    told = {"ss_base_model_version": base, "ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
+    kept = {k: v for k, v in lora.metadata.items() if not re.fullmatch(stale, k)}
+    if '"algo"' in kept.get("ss_network_args", ""): del kept["ss_network_args"]
+    told = {"ss_base_model_version": base, "ss_network_module": "networks.lora",
+            "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
     return kept | told | ({"ss_v2": "True"} if lora.arch == "sd2" else {})
 
 # %% ../nbs/03e_writers.ipynb #b94ac271
 def _plain(lora, updates, dtype, ragged):
     pairs, _, _ = _factors_of_all(updates, dtype, ragged, False)
     tensors = {}
-    for name, (up, down) in pairs.items(): tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"] = _shaped(up, down, updates[name])
+    for name, (up, down) in pairs.items():
+        tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"] = _shaped(up, down, updates[name])
     return tensors, {"format": "pt"}, None
 
 def _diffusers(lora, updates, dtype, ragged):
-    known = re.compile(r"(?:unet|transformer|text_encoder(?:_[23])?)\.")
-    if odd := [m for m, u in updates.items() if u.transposed or not known.match(m) and not (home_format(lora) == "diffusers" and _is_bare(m))]:
-        raise ValueError(f"{odd[0]}: diffusers has no name for this module (it should start with unet., transformer. or text_encoder.); save the adapter in "
-            f"the format that it came from, {home_format(lora)}")
+    known, home = re.compile(r"(?:unet|transformer|text_encoder(?:_[23])?)\."), home_format(lora)
+    def named(m): return known.match(m) or home == "diffusers" and _is_bare(m)
+    odd = [m for m, u in updates.items() if u.transposed or not named(m)]
+    if odd:
+        raise ValueError(f"{odd[0]}: diffusers has no name for this module (it should start with unet., transformer. "
+                         f"or text_encoder.); save the adapter in the format that it came from, {home}")
     _know_the_model(lora, "diffusers")
     return _plain(lora, updates, dtype, ragged)
 
 def _know_the_model(lora, format):
     if lora.arch == "flux-like" and home_format(lora) != format:
-        raise ValueError(f"these modules have names as Flux has, and are of another model, whose names in a {format} adapter are not known; save the adapter in the "
-            f"format that it came from, {home_format(lora)}")
+        raise ValueError("these modules have names as Flux has, and are of another model, whose names in a "
+                         f"{format} adapter are not known; save the adapter in the format that it came from, "
+                         f"{home_format(lora)}")
 
 def _bare(lora, updates, dtype, ragged):
-    if home_format(lora) != "bare": raise ValueError(f"only adapters whose names came without a prefix go back without one; save this one as {home_format(lora)}")
+    if home_format(lora) != "bare":
+        raise ValueError("only adapters whose names came without a prefix go back without one; "
+                         f"save this one as {home_format(lora)}")
     updates = {m.removeprefix("diffusion_model."): u for m, u in updates.items()}
     if "kohya" not in (lora.format or "").split(): return _plain(lora, updates, dtype, ragged)
     return _with_alpha(updates, dtype, ragged)[0], {"format": "pt"}, None
@@ -169,35 +193,47 @@ def _bfl(lora, updates, dtype, ragged): return _plain(lora, _own(lora, updates, 
 
 # %% ../nbs/03e_writers.ipynb #0e8524c2
 def _peft(lora, updates, dtype, ragged):
-    source, components = lora.config or {}, {m.partition(".")[0] for m in updates}
-    _know_the_model(lora, "peft")
-    if odd := next((m for m in updates if home_format(lora) != "peft" and re.match(r"lora_|lycoris_|diffusion_model\.", m)), None):
-        raise ValueError(f"{odd} is no module's path in a model, so PEFT cannot find it; save the adapter in the format that it came from, {home_format(lora)}")
-    if home_format(lora) == "peft": # a language model may have a module `transformer` itself
-        updates = {rest if canonical(f"base_model.model.{(rest := m.partition('.')[2])}")[1] == [m] else m: u for m, u in updates.items()}
-    elif components <= {"unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"}:
-        if len(components) > 1:
-            raise ValueError(f"a PEFT folder is for one model, and this adapter changes {', '.join(sorted(components))}; save it as kohya or diffusers")
-        updates = {m.partition(".")[2]: u for m, u in updates.items()}
+    source = lora.config or {}
+    updates = _paths(lora, updates)
     pairs, rank, _ = _factors_of_all(updates, dtype, ragged, False)
     tensors, conv1d = {}, False
     for name, u in updates.items():
-        key, (up, down) = f"base_model.model.{name}", pairs[name]
-        if embedding := _is_embedding(name, u, source): tensors[f"{key}.lora_embedding_B"], tensors[f"{key}.lora_embedding_A"] = up, down
-        else: tensors[f"{key}.lora_B.weight"], tensors[f"{key}.lora_A.weight"] = (up, down) if u.transposed else _shaped(up, down, u)
+        key = f"base_model.model.{name}"
+        up, down = pairs[name]
+        embedding = _is_embedding(name, u, source)
+        if not u.transposed: up, down = _shaped(up, down, u)
+        A, B = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+        tensors |= {f"{key}.{B}": up, f"{key}.{A}": down}
         conv1d = conv1d or u.transposed and not embedding
     ranks = {f"^{re.escape(m)}": len(down) for m, (_, down) in pairs.items() if len(down) != rank}
     kept = {k: source[k] for k in (*_KEPT, *(_BESIDE if lora.passthrough else ())) if source.get(k) is not None}
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(pairs), "fan_in_fan_out": conv1d, "use_rslora": False,
-        "use_dora": False, "bias": "none",
-              "rank_pattern": ranks, "alpha_pattern": ranks, "init_lora_weights": True, "inference_mode": True}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "rank_pattern": ranks, "alpha_pattern": ranks,
+              "target_modules": sorted(pairs), "fan_in_fan_out": conv1d, "use_rslora": False, "use_dora": False,
+              "bias": "none", "init_lora_weights": True, "inference_mode": True}
     return tensors, {"format": "pt"}, config | kept
+
+def _paths(lora, updates):
+    "Updates by the paths of modules in the model that PEFT wraps"
+    home, components = home_format(lora), {m.partition(".")[0] for m in updates}
+    _know_the_model(lora, "peft")
+    odd = [m for m in updates if home != "peft" and re.match(r"lora_|lycoris_|diffusion_model\.", m)]
+    if odd:
+        raise ValueError(f"{odd[0]} is no module's path in a model, so PEFT cannot find it; "
+                         f"save the adapter in the format that it came from, {home}")
+    inside = {m: m.partition(".")[2] for m in updates}
+    if home == "peft": # a language model may have a module `transformer` itself
+        inside = {m: path if canonical(f"base_model.model.{path}")[1] == [m] else m for m, path in inside.items()}
+    elif not components <= {"unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"}: return updates
+    elif len(components) > 1:
+        raise ValueError("a PEFT folder is for one model, and this adapter changes "
+                         f"{', '.join(sorted(components))}; save it as kohya or diffusers")
+    return {inside[m]: u for m, u in updates.items()}
 
 _KEPT = ("base_model_name_or_path", "revision", "task_type") # of the config it came with
 _BESIDE = ("modules_to_save", "bias", "lora_bias", "trainable_token_indices") # with the tensors they speak of
 
 def _is_embedding(name, u, config):
-    "Conv1D and embeddings are both stored (in, out); the name tells, or a config without `fan_in_fan_out`, which models of Conv1D have"
+    "Conv1D and embeddings are both stored (in, out): the name tells, or a config without Conv1D's `fan_in_fan_out`"
     if not u.transposed or re.search(r"\bc_(?:attn|proj|fc)$", name): return False
     return bool(config) and not config.get("fan_in_fan_out") or is_embedding(name)
 
@@ -206,8 +242,10 @@ class Writer(NamedTuple):
     write:Callable # (lora, updates, dtype, ragged) → tensors by key, metadata of the header, config or None
     folder:bool=False # a folder that holds a config as well, instead of a file
 
-WRITERS = {"kohya": Writer(_kohya), "diffusers": Writer(_diffusers), "peft": Writer(_peft, folder=True), "bfl": Writer(_bfl), "bare": Writer(_bare)}
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16} # that clients compute with
+WRITERS = {"kohya": Writer(_kohya), "diffusers": Writer(_diffusers), "peft": Writer(_peft, folder=True),
+           "bfl": Writer(_bfl), "bare": Writer(_bare)}
+# that clients compute with
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _HOME = {"onetrainer": "kohya", "lycoris": "kohya", "mlx": "peft"} # what is read and not written goes here
 
 def home_format(
@@ -215,12 +253,15 @@ def home_format(
 )->str: # a row of `WRITERS`
     "The format that an adapter came from, or the one where its names belong"
     word = (lora.format or "none").partition(" ")[0]
-    if word in ("bare", "diffusers") and any(map(is_language_model, lora)): return "peft" # with the scale that it was given
-    if word in ("bfl", "comfy"): return "kohya" if any(m.startswith("unet.") for m in lora) else "bfl" # a UNet's own names are kohya's too
+    if word in ("bare", "diffusers") and any(map(is_language_model, lora)):
+        return "peft" # with the scale that it was given
+    if word in ("bfl", "comfy"):
+        return "kohya" if any(m.startswith("unet.") for m in lora) else "bfl" # a UNet's own names are kohya's too
     if word != "none": return _HOME.get(word, word)
     if all(m.startswith("lora_") for m in lora): return "kohya"
     if any(m.startswith("diffusion_model.") for m in lora): return "bfl"
-    return "diffusers" if all(re.match(r"unet\.|text_encoder|transformer\.(?:single_)?transformer_blocks\.", m) for m in lora) else "peft"
+    diffusers = re.compile(r"unet\.|text_encoder|transformer\.(?:single_)?transformer_blocks\.")
+    return "diffusers" if all(map(diffusers.match, lora)) else "peft"
 
 # %% ../nbs/03e_writers.ipynb #4c3c2b38
 def _carried(lora, format, updates):
@@ -231,7 +272,8 @@ def _carried(lora, format, updates):
         bias = re.fullmatch(r"base_model\.model\.(.+)\.lora_B\.bias", name)
         if bias and bias[1] not in updates: continue
         if parsed is None or parsed[1] == "full difference": kept[name] = lora.passthrough[key]
-        if bias: kept[name] = (kept[name].double() * updates[bias[1]].scale).to(kept[name].dtype) # PEFT scales it as it scales the update
+        if bias: # PEFT scales it as it scales the update
+            kept[name] = (kept[name].double() * updates[bias[1]].scale).to(kept[name].dtype)
     return kept, [key for key in lora.passthrough if unwrapped(key) not in kept]
 
 # %% ../nbs/03e_writers.ipynb #6aaac999
@@ -243,13 +285,16 @@ def _write(path, tensors, metadata):
     header, at = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}, 0
     for key in order:
         t = tensors[key]
-        header[key] = {"dtype": _NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [at, at := at + t.numel() * t.element_size()]}
+        end = at + t.numel() * t.element_size()
+        header[key] = {"dtype": _NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [at, end]}
+        at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for key in order: f.write(tensors[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        f.flush(); os.fsync(f.fileno())
+        f.flush()
+        os.fsync(f.fileno())
 
 # %% ../nbs/03e_writers.ipynb #52dfc3b7
 class Saved(NamedTuple):
@@ -265,42 +310,66 @@ def save(
     lora:LoRA, # the adapter to write
     path:str|Path, # a `.safetensors` file; for PEFT a folder
     format:str|None=None, # a row of `WRITERS`; default: the one it came from
-    dtype:torch.dtype|None=None, # of the file; default: the one of the factors, float16 if they have 8 bits, float32 if they differ
+    dtype:torch.dtype|None=None, # of the file; default: the factors', float16 if of 8 bits, float32 if they differ
     ragged:bool=False, # keep each module's own rank, instead of zeros up to the largest
 )->Saved:
     "Write an adapter so that its clients compute scale · B · A"
     path, format = Path(path), format or home_format(lora)
-    if format not in WRITERS: raise ValueError(f"format {format!r} cannot be written; choose from {', '.join(WRITERS)}")
-    if WRITERS[format].folder == (path.suffix == ".safetensors"):
-        files, folders = (", ".join(name for name, row in WRITERS.items() if row.folder == folder) for folder in (False, True))
-        raise ValueError(f"{path}: an adapter of {files} is a .safetensors file, one of {folders} is a folder; the format is {format}. "
-            "Name another path, or another format")
-    if _is_source(path, lora): raise ValueError(f"{path} is, or holds, what this adapter was read from; save it under another name")
+    _check_place(path, format, lora)
     updates = {m: _as_in_model(m, u, lora.arch) for m, u in lora.items() if u.rank}
     if not updates: raise ValueError("this adapter has no update to write")
-    dtypes = {t.dtype for u in updates.values() for t in (u.up, u.down)}
-    dtype = dtype or (torch.float32 if len(dtypes) > 1 else torch.float16 if (own := dtypes.pop()).itemsize == 1 else own)
+    dtype = dtype or _common_dtype(updates)
     tensors, metadata, config = WRITERS[format].write(lora, updates, dtype, ragged)
-    if odd := [key for key, t in tensors.items() if not math.isfinite(peak(t))]:
-        raise ValueError(f"{odd[0]} has values that {dtype} cannot hold; save it with dtype=torch.float32")
+    odd = [key for key, t in tensors.items() if not math.isfinite(peak(t))]
+    if odd: raise ValueError(f"{odd[0]} has values that {dtype} cannot hold; save it with dtype=torch.float32")
     kept, left_out = _carried(lora, format, updates)
-    if odd := [key for key, t in kept.items() if t.is_floating_point() and not math.isfinite(peak(t))]:
+    odd = [key for key, t in kept.items() if t.is_floating_point() and not math.isfinite(peak(t))]
+    if odd:
         raise ValueError(f"{odd[0]} holds NaN or infinite values; take it out of lora.passthrough to save the rest")
     path.parent.mkdir(parents=True, exist_ok=True)
     error = _put(path, tensors, kept, metadata, config, updates, dtype)
     rank = max(len(t) for key, t in tensors.items() if re.search(r"lora_(?:down|A|embedding_A)\b", key))
-    if rank > 1024: warnings.warn(f"{path}: rank {rank} > 1024: few clients can load it; resize(lora, rank=…) makes it smaller [W5]", stacklevel=caller_level())
-    if error > 1e-2: warnings.warn(f"{path}: {dtype} changes a module by {error:.1%}; dtype=torch.float32 keeps it", stacklevel=caller_level())
-    if left_out:
-        warnings.warn(f"{path}: keys skipped: a {format} file has no place for {len(left_out)} tensors, first {', '.join(left_out[:3])} [W6]", stacklevel=caller_level())
-    return Saved(path, format, rank, error, left_out)
+    saved = Saved(path, format, rank, error, left_out)
+    for text in _doubts(saved, dtype): warnings.warn(f"{path}: {text}", stacklevel=caller_level())
+    return saved
+
+def _common_dtype(updates):
+    dtypes = {t.dtype for u in updates.values() for t in (u.up, u.down)}
+    if len(dtypes) > 1: return torch.float32
+    dtype = dtypes.pop()
+    return torch.float16 if dtype.itemsize == 1 else dtype
+
+def _doubts(saved, dtype):
+    "What to know of a file that was written"
+    if saved.rank > 1024:
+        yield f"rank {saved.rank} > 1024: few clients can load it; resize(lora, rank=…) makes it smaller [W5]"
+    if saved.rel_error > 1e-2:
+        yield f"{dtype} changes a module by {saved.rel_error:.1%}; dtype=torch.float32 keeps it"
+    if saved.left_out:
+        yield (f"keys skipped: a {saved.format} file has no place for {len(saved.left_out)} tensors, "
+               f"first {', '.join(saved.left_out[:3])} [W6]")
+
+def _check_place(path, format, lora):
+    "A format that is written, and a path for it that is not the adapter's own"
+    if format not in WRITERS: raise ValueError(f"format {format!r} cannot be written; choose from {', '.join(WRITERS)}")
+    if WRITERS[format].folder == (path.suffix == ".safetensors"):
+        folders = ", ".join(name for name, row in WRITERS.items() if row.folder)
+        files = ", ".join(name for name, row in WRITERS.items() if not row.folder)
+        raise ValueError(f"{path}: an adapter of {files} is a .safetensors file, one of {folders} is a folder; "
+                         f"the format is {format}. Name another path, or another format")
+    if _is_source(path, lora):
+        raise ValueError(f"{path} is, or holds, what this adapter was read from; save it under another name")
 
 def _is_source(path, lora):
     "Whether writing there would touch what the adapter was read from; a folder and the weights in it are one place"
+    if not path.exists(): return False
     lazy = [x.file.path for x in (lora.updates, lora.passthrough) if hasattr(x, "file")]
-    return path.exists() and any(_place(path).samefile(_place(Path(p))) for p in (lora.path, *lazy) if p and os.path.exists(p))
+    sources = [Path(p) for p in (lora.path, *lazy) if p and os.path.exists(p)]
+    return any(_place(path).samefile(_place(source)) for source in sources)
 
-def _place(path): return path.parent if re.fullmatch(r"(?:adapter_model|adapters|pytorch_lora_weights)\.safetensors", path.name) else path
+def _place(path):
+    weights = re.fullmatch(r"(?:adapter_model|adapters|pytorch_lora_weights)\.safetensors", path.name)
+    return path.parent if weights else path
 
 # %% ../nbs/03e_writers.ipynb #0ecd20e3
 @contextlib.contextmanager
@@ -330,15 +399,16 @@ def _put(path, tensors, kept, metadata, config, updates, dtype):
         _compare(file, kept)
         error = max(errors.values(), default=0.0)
         if error > min(0.05, 1e-4 + 16 * torch.finfo(dtype).eps):
-            raise ValueError(f"{max(errors, key=lambda m: errors[m])}: {dtype} holds this module only to a relative error of {error:.2g}; save the adapter with "
-                "dtype=torch.float32")
+            worst = max(errors, key=lambda m: errors[m])
+            raise ValueError(f"{worst}: {dtype} holds this module only to a relative error of {error:.2g}; "
+                             "save the adapter with dtype=torch.float32")
     return error
 
 def _replace_folder(new, path):
     "The new folder and the old one change places; what else is in the old one goes along"
     if not path.exists(): return os.rename(new, path)
-    shutil.copytree(path, new, symlinks=True, copy_function=os.link, ignore=lambda folder, names: os.listdir(new) if folder == str(path) else [],
-        dirs_exist_ok=True)
+    def rewritten(folder, names): return os.listdir(new) if folder == str(path) else []
+    shutil.copytree(path, new, symlinks=True, copy_function=os.link, ignore=rewritten, dirs_exist_ok=True)
     if _exchange(new, path): return
     config, old = path/"adapter_config.json", path/".adapter_config.json.old"
     if config.exists(): os.replace(config, old)
@@ -348,11 +418,15 @@ def _replace_folder(new, path):
 
 def _exchange(a, b):
     "Swap two paths in one step, where the system can: renameat2 of Linux"
-    try: return ctypes.CDLL(None).renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0 # AT_FDCWD, RENAME_EXCHANGE
+    AT_FDCWD, RENAME_EXCHANGE = -100, 2
+    try: return ctypes.CDLL(None).renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0
     except (AttributeError, OSError, TypeError): return False
 
 def _write_text(path, text):
-    with open(path, "w", encoding="utf8") as f: f.write(text); f.flush(); os.fsync(f.fileno())
+    with open(path, "w", encoding="utf8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
 
 _NO_LIMITS = {"rank": 1 << 20, "dim": 1 << 40, "file": 1 << 60, "tensors": 1 << 30, "header": 1 << 30}
 
@@ -363,7 +437,8 @@ def _compare(path, kept):
         at, flat = 0, t.detach().cpu().contiguous().reshape(-1)
         for block in file.blocks(key):
             if not torch.equal(block.view(torch.uint8), flat[at:at + len(block)].view(torch.uint8)):
-                raise ValueError(f"{key} was read back with other numbers than it was written with: the disk or the memory is at fault. Nothing was replaced")
+                raise ValueError(f"{key} was read back with other numbers than it was written with: "
+                                 "the disk or the memory is at fault. Nothing was replaced")
             at += len(block)
 
 def _read_back(path, updates):
@@ -371,11 +446,14 @@ def _read_back(path, updates):
         warnings.simplefilter("ignore")
         back = load(path, limits=_NO_LIMITS)
     norms, errors = {m: u.norm() for m, u in updates.items()}, {}
+    least = 1e-8 * max(norms.values()) # beside larger ones, less is nothing
     for m, u in updates.items():
-        name = next((x for x in (m, m.partition(".")[2], m.replace("text_encoder_2.", "text_encoder_3.")) if x in back), None)
-        if name is None: raise ValueError(f"{m}: this format has no name that is read back as this module; save the adapter in the format that it came from, "
-            "or name its modules as `load` does")
-        if norms[m]: errors[m] = u.difference(back[name]) / max(norms[m], 1e-8 * max(norms.values())) # beside larger ones, less is nothing
+        names = m, m.partition(".")[2], m.replace("text_encoder_2.", "text_encoder_3.")
+        name = next((name for name in names if name in back), None)
+        if name is None:
+            raise ValueError(f"{m}: this format has no name that is read back as this module; save the adapter in the "
+                             "format that it came from, or name its modules as `load` does")
+        if norms[m]: errors[m] = u.difference(back[name]) / max(norms[m], least)
     return errors
 
 # %% ../nbs/03e_writers.ipynb #5090f2be
@@ -392,16 +470,21 @@ def resize(
     energy:float|None=None, # or as few as hold this share of a module's squared norm, in (0, 1]
 )->Resized:
     "Keep the strongest directions of each module"
-    if (rank is None) == (energy is None) or rank is not None and rank < 1 or energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"expected either a rank of at least 1 or an energy in (0, 1], got rank={rank}, energy={energy}")
+    by_rank = energy is None and rank is not None and rank >= 1
+    by_energy = rank is None and energy is not None and 0 < energy <= 1
+    if not (by_rank or by_energy):
+        raise ValueError(f"expected either a rank of at least 1 or an energy in (0, 1], got rank={rank}, "
+                         f"energy={energy}")
     updates, lost, total = {}, {}, {}
     for m, u in lora.items():
         parts = [LoRAUpdate(rows, u.down, u.scale, (len(rows), u.down.shape[1])).svd() for rows in u.up.chunk(u.groups)]
         squares = pad_sequence([S.square() for _, S, _ in parts], batch_first=True).sum(0)
         share = squares.cumsum(0)
-        k = max(rank // u.groups, 1) if rank is not None else int((share < energy * share[-1:] * (1 - 1e-12)).sum()) + 1 # type: ignore[operator]
+        if rank is not None: k = max(rank // u.groups, 1)
+        else: k = int((share < energy * share[-1:] * (1 - 1e-12)).sum()) + 1 # type: ignore[operator]
         ups, downs = zip(*(_balanced(part, k, u.scale) for part in parts))
         updates[m] = replace(u, up=torch.block_diag(*ups).float(), down=torch.cat(downs).float())
         lost[m], total[m] = float(squares[k:].sum()), float(squares.sum())
     made = LoRA(updates, lora.name, lora.path, lora.format, lora.arch, lora.metadata, lora.config, lora.passthrough)
-    return Resized(made, math.sqrt(sum(lost.values()) / (sum(total.values()) or 1)), {m: math.sqrt(lost[m] / (total[m] or 1)) for m in lost})
+    rel_error = math.sqrt(sum(lost.values()) / (sum(total.values()) or 1))
+    return Resized(made, rel_error, {m: math.sqrt(lost[m] / (total[m] or 1)) for m in lost})
