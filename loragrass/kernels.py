@@ -37,7 +37,8 @@ def _list_by_dimension(X, name, weights):
         raise ValueError(f"{name} is a list of {len(bases)} arrays; expected (n, k) matrices, one or more")
     for b in bases: check_same_space(bases[0], b)
     if weights is not None:
-        if len(weights) != len(bases): raise ValueError(f"{len(weights)} weights for the {len(bases)} subspaces of {name}")
+        if len(weights) != len(bases):
+            raise ValueError(f"{len(weights)} weights for the {len(bases)} subspaces of {name}")
         bases = [_weighted(b, w, f"{name}[{i}]") for i, (b, w) in enumerate(zip(bases, weights))]
     dtype, device = reduce(torch.promote_types, (b.dtype for b in bases)), bases[0].device
     places = {k: [i for i, b in enumerate(bases) if b.shape[1] == k] for k in sorted({b.shape[1] for b in bases})}
@@ -72,7 +73,8 @@ def _all_pairs(X, Y, block:Callable)->Tensor: # groups; Y None: X with itself; b
 # %% ../nbs/01_kernels.ipynb #97cef090
 def _tiles(X, Y, reduce:Callable, exact:Callable|None=None)->Tensor: # (N, M)
     "reduce: products (b, c, k, l) → (b, c), for all pairs; exact: angles (..., min(k, l)) → (...), where that left NaN"
-    (N, n, k), (M, _, l) = X.shape, (X if Y is None else Y).shape
+    N, n, k = X.shape
+    M, _, l = (X if Y is None else Y).shape
     rows = X.mT.reshape(N * k, n)
     cols = rows if Y is None else Y.mT.reshape(M * l, n)
     K, b = X.new_zeros(N, M), max(1, math.isqrt((1 << 26 if X.is_cuda else 1 << 20) // (k * l)))
@@ -101,8 +103,10 @@ def overlap(
     Y:Tensor|None=None, # (M, n, l); None: X with itself
 )->Tensor: # (N, M); of orthonormal columns in [0, min(k, l)]
     "‖XᵀY‖²_F for all pairs of what is checked already, by products of bases or of projectors, whichever is cheaper"
-    (N, n, k), (M, _, l) = X.shape, (X if Y is None else Y).shape
-    pairs, making = N * M / (2 if Y is None else 1), (N * k + (0 if Y is None else M * l)) * n * n / 2
+    N, n, k = X.shape
+    M, _, l = (X if Y is None else Y).shape
+    pairs = N * M / (2 if Y is None else 1)
+    making = (N * k + (0 if Y is None else M * l)) * n * n / 2
     if pairs * k * l * n > 2 * (pairs * n * n / 2 + making): return _projector_gram(X, Y)
     return _tiles(X, Y, lambda M: M.square().sum(-2).sum(-1))
 
@@ -175,7 +179,8 @@ def pairwise_distances(
 
 def _distances(X, Y, metric, complete): # NaN for a while where subtracting would cancel, which grows with k
     k, l = _dims(X, Y)
-    extra, (_, of, f) = abs(k - l) if complete else 0, METRICS[metric]
+    _, of, f = METRICS[metric]
+    extra = abs(k - l) if complete else 0
     exact = _of_angles(metric, extra)
     def of_determinants(M):
         L = _log_det2(M)
@@ -229,13 +234,14 @@ def _gap_regularized(angles, extra, kernel):
 # %% ../nbs/01_kernels.ipynb #f9acbbf1
 def _power(kernel): return 1 if kernel.abs_det else 2
 
+def _gap_plucker(angles, extra, kernel): return -(_power(kernel) * _OF_ANGLES["log_cos2"](angles) / 2).expm1()
+
 EMBEDDINGS = {
     "projection": Embedding("‖XᵀY‖²_F", lambda M, kernel: M.square().sum((-2, -1)), lambda k: k, all_pairs=overlap,
                             gap=lambda angles, extra, kernel: angles.sin().square().sum(-1) + extra / 2, weights=True),
     "plucker": Embedding("det(XᵀY)²", lambda M, kernel: torch.linalg.det(M.double()).abs() ** _power(kernel),
                          log_t=lambda M, kernel: _power(kernel) * torch.linalg.slogdet(M.double())[1],
-                         gap=lambda angles, extra, kernel: -(_power(kernel) * _OF_ANGLES["log_cos2"](angles) / 2).expm1(),
-                         expected=lambda n, k, kernel: _power(kernel) / 2 * expected_log_det2(n, k),
+                         gap=_gap_plucker, expected=lambda n, k, kernel: _power(kernel) / 2 * expected_log_det2(n, k),
                          one_k=True, abs_det=True, name="binet_cauchy"),
     "det_regularized": Embedding("det(I + τMMᵀ)/(1 + τ)ᵏ", lambda M, kernel: _log_det_regularized(M, kernel).exp(),
                                  log_t=_log_det_regularized, gap=_gap_regularized, tau=lambda k: 1 / k),
@@ -366,9 +372,9 @@ def _warn_mixed(kernel, dims, names):
     least, most = _with_defaults(kernel, dims[0]), _with_defaults(kernel, dims[-1])
     moving = " and ".join(name for name in names if getattr(least, name) != getattr(most, name))
     if not moving: return
-    warnings.warn(f"the default of {moving} follows the largest of the dimensions {dims}, so that another collection has "
-                  f"another kernel; name {moving}, or take GrassmannKernel({kernel.form!r}, {kernel.embedding!r}).fit(X)",
-                  stacklevel=caller_level())
+    advice = f"name {moving}, or take GrassmannKernel({kernel.form!r}, {kernel.embedding!r}).fit(X)"
+    warnings.warn(f"the default of {moving} follows the largest of the dimensions {dims}, "
+                  f"so that another collection has another kernel; {advice}", stacklevel=caller_level())
 
 def _warn_vanishing(kernel, n, k, dtype):
     row, info = EMBEDDINGS[kernel.embedding], torch.finfo(dtype)
@@ -408,7 +414,8 @@ def _values(kernel, X, Y, weighted)->Tensor: # (N, M), one stack each
 
 def _gap(kernel, X, Y, t, weighted):
     "t_max − t, from angles where the subtraction cancels"
-    (k, l), row = _dims(X, Y), EMBEDDINGS[kernel.embedding]
+    k, l = _dims(X, Y)
+    row = EMBEDDINGS[kernel.embedding]
     d, gap = (row.size(k) + row.size(l)) / 2 - t, row.gap
     if gap and not weighted: d = _redo(_unless(d, d < .01), X, Y, lambda angles: gap(angles, abs(k - l), kernel))
     return d.fill_diagonal_(0) if Y is None else d
@@ -418,7 +425,8 @@ class KernelNames(Mapping):
     "name → (form, embedding), for each row of both tables"
     def _pairs(self):
         for key, row in EMBEDDINGS.items():
-            for form in FORMS: yield (row.name or key) + ("" if form == "linear" else f"_{form}"), (form, key)
+            name = row.name or key
+            for form in FORMS: yield name if form == "linear" else f"{name}_{form}", (form, key)
     def __getitem__(self, name): return dict(self._pairs())[name]
     def __iter__(self): return (name for name, _ in self._pairs())
     def __len__(self): return len(EMBEDDINGS) * len(FORMS)
@@ -432,7 +440,8 @@ def named_kernel(
     "The kernel of that name, or that kernel with other parameters"
     if isinstance(kernel, str):
         if kernel not in KERNELS:
-            raise ValueError(f"kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}, or pass a GrassmannKernel")
+            known = ", ".join(KERNELS)
+            raise ValueError(f"kernel {kernel!r} is unknown; choose one of {known}, or pass a GrassmannKernel")
         return GrassmannKernel(*KERNELS[kernel], **params)
     if not params: return kernel
     other = replace(kernel, **params)
@@ -468,7 +477,8 @@ class KernelHealth:
     ):
         "Warn unless healthy, and return self"
         if self.verdict == "healthy": return self
-        warnings.warn(f"{self.verdict} kernel matrix: {self.advice}", KernelDegenerateWarning, stacklevel or caller_level())
+        text = f"{self.verdict} kernel matrix: {self.advice}"
+        warnings.warn(text, KernelDegenerateWarning, stacklevel or caller_level())
         return self
 
 _ADVICE = {
@@ -500,11 +510,11 @@ def kernel_health(
     elif spread < 1e-6 or distinct < .5 and spread < least: verdict = "degenerate"
     else: verdict = "diagonal-dominated" if spread < least else "healthy"
     advice = _ADVICE[verdict].format(spread=spread, least=least, distinct=distinct, eig_ratio=ratio)
-    chance = None, None, None
-    if n is not None and k is not None:
-        chance = k / n, 2 ** .5 * (1 - k / n) / n, expected_log_det2(n, k) / math.log(10)
-        advice += "; random subspaces of Gr({}, {}) have ‖XᵀY‖²/k = {:.3f} ± {:.4f} and det² ≈ 1e{:.0f}".format(k, n, *chance)
-    return KernelHealth(verdict, spread, distinct, ratio, *chance, advice)
+    if n is None or k is None: return KernelHealth(verdict, spread, distinct, ratio, None, None, None, advice)
+    chance, std, log10_det2 = k / n, 2 ** .5 * (1 - k / n) / n, expected_log_det2(n, k) / math.log(10)
+    advice += (f"; random subspaces of Gr({k}, {n}) have ‖XᵀY‖²/k = {chance:.3f} ± {std:.4f} "
+               f"and det² ≈ 1e{log10_det2:.0f}")
+    return KernelHealth(verdict, spread, distinct, ratio, chance, std, log10_det2, advice)
 
 def _symmetric(K):
     K = as_real(K, "K").detach()
