@@ -135,7 +135,8 @@ def _cuts(x, barred, odds, experience):
     order[:, 2] = np.arange(1, N)
     at = np.asarray(cophenet(order)).astype(int) # the merge that puts a pair together
     inside, outside = _sums(at, x, np.where(barred, 0, 2 / N), N)
-    (e1, same), (e0, apart) = _given_right(inside, experience.same), _given_right(outside, experience.apart)
+    e1, same = _given_right(inside, experience.same)
+    e0, apart = _given_right(outside, experience.apart)
     evidence = e1 + e0 - 2 / N * _log_partitions(N)[::-1]
     evidence[np.cumsum(np.bincount(at[barred], minlength=N)) > 0] = -np.inf
     return _Cuts(evidence, tree, odds, same, apart)
@@ -227,7 +228,8 @@ def _likeliest(x, barred, N, sample, random_state):
 
 def _pairs(vector, N, diagonal=np.inf):
     "A value a pair, as a matrix"
-    M, (i, j) = np.full((N, N), diagonal, np.float32), np.triu_indices(N, 1)
+    M = np.full((N, N), diagonal, np.float32)
+    i, j = np.triu_indices(N, 1)
     M[i, j] = M[j, i] = vector
     return M
 

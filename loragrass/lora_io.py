@@ -96,7 +96,8 @@ class LoRAUpdate:
         rtol:float=1e-5, # singular values at most `rtol` times the largest are rounding, not directions
     )->ThinSVD: # float64; k = 0 for a zero update
         "Singular value decomposition of ΔW without forming it: QR of both factors, SVD of the small core"
-        (Qu, Ru), (Qd, Rd) = torch.linalg.qr(self.up.double()), torch.linalg.qr(self.down.double().mT)
+        Qu, Ru = torch.linalg.qr(self.up.double())
+        Qd, Rd = torch.linalg.qr(self.down.double().mT)
         U, S, Vh = torch.linalg.svd(self.scale * Ru @ Rd.mT, full_matrices=False)
         k = int((S > rtol * S[:1]).sum())
         return ThinSVD(Qu @ U[:, :k], S[:k], Vh[:k] @ Qd.mT)
@@ -195,7 +196,8 @@ class LoRA(Mapping[str, LoRAUpdate]):
         "Modules whose SVD a file of this size has no right to: 60 000 operations for a number that is written out"
         left, dear = 1e11 + 1e5 * getattr(self.updates, "numbers", math.inf), []
         for m in self:
-            (rows, columns), r = self.shapes[m], self.peek(m).rank
+            rows, columns = self.shapes[m]
+            r = self.peek(m).rank
             a, b = min(rows, r), min(columns, r)
             cost = 4 * r * (rows * a + columns * b) + 22 * a * b * min(a, b)
             if cost > left: dear.append(m)
@@ -290,7 +292,8 @@ class LoRACollection(Sequence[LoRA]):
                 f"{len(self.skipped)} files skipped){skipped}")
 
 def _shapes_differ(module, a, b):
-    (am, an), (bm, bn) = a.shapes[module], b.shapes[module]
+    am, an = a.shapes[module]
+    bm, bn = b.shapes[module]
     return LoRAFormatError(f"{module}: shapes differ between adapters: {a.name or 'one'} {am} × {an}, "
                            f"{b.name or 'another'} {bm} × {bn}. "
                            f"These LoRAs are for different base models ({a.arch}, {b.arch})", a.path, module, "E7")
