@@ -10,8 +10,10 @@ _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 # names that are not here any more, for one release: where to find them
 _MOVED = dict.fromkeys(("polynomial_kernel", "rbf_kernel", "laplace_kernel", "binomial_kernel", "logarithm_kernel", "bc_distance"),
                        "loragrass.det_kernels")
+_ROWS = ("Flat", "Stats", "Spectral", "Norms", "Distribution", "Frequency", "Information", "Ensemble") # of Features now
 
 def __getattr__(name):
+    if name in _ROWS: return getattr(importlib.import_module("loragrass.features"), name) # which warns
     if name not in _MOVED: return _load(name)
     warnings.warn(f"loragrass.{name} is now {_MOVED[name]}.{name}", FutureWarning, stacklevel=2)
     return getattr(importlib.import_module(_MOVED[name]), name)

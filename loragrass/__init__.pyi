@@ -18,8 +18,7 @@ from .merging import layer_means as layer_means, mean_lora as mean_lora, merge a
 from .cluster_merge import cluster as cluster, cluster_merge as cluster_merge, score_groups as score_groups
 from .selection import kernel_penalty as kernel_penalty, representatives as representatives, search_combinations as search_combinations
 from .subspace_index import SubspaceIndex as SubspaceIndex
-from .features import Spectral as Spectral, Stats as Stats, Distribution as Distribution, Ensemble as Ensemble, Frequency as Frequency
-from .features import Information as Information, Norms as Norms, Flat as Flat
+from .features import Features as Features
 from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step

@@ -14,46 +14,43 @@ from sklearn.decomposition import KernelPCA
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from .features import OnModules
+from .features import OnModules, canonical_stacks, leading_direction
 from .kernels import GrassmannKernel, gram
 from .lora_io import LoRA, LoRACollection, LoRAUpdate, sides_of
 
 # %% ../nbs/05a_directions.ipynb #ae9430c6
-def _leading_vector(C:Tensor, steps:int=50)->Tensor: # (m, K) columns → (m,)
-    "The leading left singular vector of C, near enough, by power iteration from its longest column"
-    x = C[:, C.norm(dim=0).argmax()] if C.shape[1] else C.new_zeros(len(C))
-    for _ in range(steps): x = torch.nn.functional.normalize(C @ (C.mT @ x), dim=0)
-    return x
+def _replaced(u, up, down): # float64 factors; a zero update has rank 0
+    dtype, rank = torch.promote_types(u.up.dtype, torch.float32), len(down) if down.any() else 0
+    return LoRAUpdate(up[:, :rank].to(dtype), down[:rank].to(dtype), 1., u.weight_shape, u.transposed)
 
 class Canonicalize(OnModules):
     "The same adapters with factors U√S and √S·Vᵀ and fixed signs: after it, features of A and B can't see the gauge"
     def __init__(self,
-        sign:str|None="reference", # "reference": towards the training set's leading direction; "max_abs": largest entry of u positive; None: as LAPACK has it
+        sign:str|None="reference", # u towards the training set's leading direction; "max_abs": its largest entry positive; None: as LAPACK
         modules:str|None=None, # a regular expression that a module's name must match somewhere; None: all
     ):
         self.sign, self.modules = sign, modules
 
     def fit(self, X, y=None): # X: list of LoRA, or LoRACollection; y is ignored
         "Learn modules and their leading output directions"
-        if self.sign not in ("reference", "max_abs", None): raise ValueError(f"sign={self.sign!r}; expected 'reference', 'max_abs' or None")
-        X = self._learn(X)
-        def columns(updates): return torch.cat([svd.U * svd.S for svd in [u.svd() for u in updates]], 1)
-        self.references_ = {m: _leading_vector(columns(updates)) for m, updates in self._stream(X)} if self.sign == "reference" else {}
+        if self.sign not in ("reference", "max_abs", None):
+            raise ValueError(f"sign={self.sign!r}; expected 'reference', 'max_abs' or None")
+        X, reference = self._learn(X), self.sign == "reference"
+        self.references_ = {m: leading_direction(updates)[0] for m, updates in self._stream(X)} if reference else {}
         return self
 
     def transform(self, X): # X: list of LoRA, or LoRACollection
-        "A collection of the same updates, scale 1, of the modules of `fit`"
+        "A collection of the same updates, scale 1, of the modules of `fit`; float64 where factors were"
         X = self._take(X)
-        canonical = {m: [self._canonical(m, u) for u in updates] for m, updates in self._stream(X)}
-        return LoRACollection([LoRA({m: updates[i] for m, updates in canonical.items()}, name=lora.name, arch=lora.arch) for i, lora in enumerate(X)])
+        new = [{} for _ in X]
+        for m, updates in self._stream(X):
+            for at, B, A in canonical_stacks(updates, self.references_.get(m, self.sign)):
+                for i, up, down in zip(at, B, A): new[i][m] = _replaced(updates[i], up, down)
+        return LoRACollection([LoRA({m: of[m] for m in self.modules_}, name=lora.name, arch=lora.arch) for lora, of in zip(X, new)])
 
-    def _canonical(self, module, u):
-        U, S, Vh = u.svd()
-        if self.sign == "reference": towards = self.references_[module] @ U
-        elif self.sign == "max_abs": towards = U.gather(0, U.abs().argmax(0, keepdim=True))[0] if len(S) else S
-        else: towards = S
-        signed = torch.where(towards < 0, -1., 1.) * S.sqrt()
-        return LoRAUpdate((U * signed).float(), (signed[:, None] * Vh).float(), 1., u.weight_shape, u.transposed)
+    def set_output(self, *, transform=None): # what a pipeline asks of all its steps
+        "A collection stays one"
+        return self
 
 # %% ../nbs/05a_directions.ipynb #6e205b27
 class _OnSubspaces(OnModules):

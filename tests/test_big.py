@@ -70,9 +70,9 @@ USES = {
     "resize": lambda a, p: lg.resize(a[0], rank=1), "energy": lambda a, p: lg.resize(a[0], energy=0.5), "compare": lambda a, p: lg.compare(a[0], a[1]), "similarity": lambda a, p: lg.similarity(a),
     "cluster": lambda a, p: lg.cluster(a, 2), "cluster_merge": lambda a, p: lg.cluster_merge(a, 2), "mean_lora": lambda a, p: lg.mean_lora(a), "layer_means": lambda a, p: lg.layer_means(list(a), pd.DataFrame([[0, 1, 0, 1]] * 2, a.modules)),
     "representatives": lambda a, p: lg.representatives(lg.similarity(a), 2), "index": lambda a, p: lg.SubspaceIndex(p/"index").add(list(a)).nearest(list(a), 2),
-    "combinations": lambda a, p: lg.search_combinations([a[0], a[1]], lambda lora: -lora[a.modules[0]].norm()), "Spectral": lambda a, p: lg.Spectral().fit_transform(a), "Stats": lambda a, p: lg.Stats().fit_transform(a),
-    "Distribution": lambda a, p: lg.Distribution().fit_transform(a), "Ensemble": lambda a, p: lg.Ensemble().fit_transform(a), "Frequency": lambda a, p: lg.Frequency().fit_transform(a),
-    "Information": lambda a, p: lg.Information().fit_transform(a), "Norms": lambda a, p: lg.Norms().fit_transform(a), "Flat": lambda a, p: lg.Flat().fit_transform(a),
+    "combinations": lambda a, p: lg.search_combinations([a[0], a[1]], lambda lora: -lora[a.modules[0]].norm()), "spectral": lambda a, p: lg.Features("spectral").fit_transform(a), "stats": lambda a, p: lg.Features("stats").fit_transform(a),
+    "distribution": lambda a, p: lg.Features("distribution").fit_transform(a), "ensemble": lambda a, p: lg.Features("ensemble").fit_transform(a), "frequency": lambda a, p: lg.Features("frequency").fit_transform(a),
+    "information": lambda a, p: lg.Features("information").fit_transform(a), "norms": lambda a, p: lg.Features("norms").fit_transform(a), "flat": lambda a, p: lg.Features("flat").fit_transform(a),
     "Canonicalize": lambda a, p: lg.Canonicalize().fit_transform(a), "ReferenceAngles": lambda a, p: lg.ReferenceAngles().fit_transform(a),
     "ProjectionKernelPCA": lambda a, p: lg.ProjectionKernelPCA().fit_transform(a),
 }

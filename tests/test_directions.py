@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loragrass.directions import Canonicalize, ProjectionKernelPCA, ReferenceAngles
-from loragrass.features import Flat
+from loragrass.features import Features
 from loragrass.lora_io import LoRA, LoRAUpdate
 
 
@@ -59,7 +59,7 @@ def test_signs_are_fixed(sign):
     X = adapters()
     flipped = [LoRA({m: LoRAUpdate(-u.up, -u.down, u.scale, u.weight_shape) for m, u in lora.items()}) for lora in X]
     c = Canonicalize(sign).fit(X)
-    flat = Flat().fit(c.transform(X))
+    flat = Features("flat").fit(c.transform(X))
     assert np.allclose(flat.transform(c.transform(X)), flat.transform(c.transform(flipped)), atol=1e-5)
     for lora in c.transform(X):
         for m, u in lora.items():
