@@ -6,7 +6,7 @@ Docs: https://loragrass.github.io/loragrass/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'MIXED', 'SIDE', 'JSON', 'OUT', 'FORMAT', 'DTYPE', 'RAGGED', 'FORCE', 'main', 'inspect', 'compare', 'names_in',
-           'merge', 'cluster', 'nearest', 'convert', 'resize', 'train', 'demo']
+           'merge', 'cluster', 'nearest', 'features', 'subspaces', 'convert', 'resize', 'train', 'demo']
 
 # %% ../nbs/09_cli.ipynb #02e14744
 import ast, contextlib, importlib.metadata, importlib.util, json, os, re, sys, tempfile, warnings
@@ -468,6 +468,77 @@ def nearest(
     if as_json: _json(rows)
     else: _table(rows)
     _done([folder], skipped)
+
+# %% ../nbs/09_cli.ipynb #7ef9ed7f
+def _representations(): return names_in("features", "REPRESENTATIONS")
+
+def _write_frame(frame, out):
+    "A table as the name of its file says, whole or not at all"
+    from loragrass.writers import beside
+    with beside(out.resolve()) as new:
+        if out.suffix == ".csv": frame.to_csv(new)
+        else: frame.to_parquet(new)
+
+def _check_frame(out):
+    "Refuse what cannot be written, before any work"
+    if out.suffix not in (".csv", ".parquet"): raise ValueError(f"-o {out}: expected a name that ends in .csv or .parquet")
+    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f"-o {out}: parquet needs pyarrow, which comes with pip install 'loragrass[hub]'; or write a .csv")
+    if out.is_dir(): raise ValueError(f"-o {out} is a folder; name a file")
+    if not out.resolve().parent.is_dir(): raise ValueError(f"-o {out}: there is no folder {out.parent}; make it first")
+
+@app.command(epilog="Example:  loragrass features adapters/ --representation spectral -o features.parquet")
+def features(
+    ctx:typer.Context,
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
+    out:Annotated[Path, typer.Option("-o", "--out", help="A .csv or .parquet file.")],
+    representation:Annotated[list[str]|None, typer.Option(help=f"{', '.join(_representations())}; may be repeated. Default: ensemble.")]=None,
+    on:Annotated[str|None, typer.Option(help="update (ΔW), canonical (its balanced factors), or the raw factors, A, B; default: the representation's own.")]=None,
+    modules:Annotated[str|None, typer.Option(metavar="REGEX", help="Only modules whose names match somewhere.")]=None,
+    force:FORCE=False,
+):
+    "Write a row of numbers for each adapter."
+    _check_frame(out)
+    for name in representation or (): _one_of(_representations(), representation=name)
+    loras, skipped = _load_together(paths, ctx.obj)
+    _spare([out], loras, force)
+    import pandas as pd
+    transformer = lg.Features(representation or "ensemble", on, modules)
+    rows = transformer.fit_transform(loras)
+    frame = pd.DataFrame(rows, index=pd.Index([lora.name for lora in loras], name="adapter"), columns=transformer.get_feature_names_out())
+    _write_frame(frame, out)
+    blind = "" if transformer.gauge_invariant_ else ", which depend on the basis that each adapter is written in"
+    typer.echo(_plain(f"wrote {out}: {len(frame)} adapters, {frame.shape[1]} numbers each{blind}"))
+    _done(paths, skipped)
+
+# %% ../nbs/09_cli.ipynb #ff84ae91
+def _base_weights(path, limits):
+    "The tensors of a base model by name, read when they are asked for"
+    from collections import ChainMap
+    from loragrass.lora_io import TensorFile
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    if not files: raise ValueError(f"--base {path} holds no .safetensors file")
+    return ChainMap(*(TensorFile(file, {"file": 1 << 62, **limits}) for file in files)) # type: ignore[arg-type]
+
+@app.command(epilog="Example:  loragrass subspaces adapters/ --base unet/diffusion_pytorch_model.safetensors")
+def subspaces(
+    ctx:typer.Context,
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
+    base:Annotated[Path, typer.Option(help="The base's weights: a .safetensors file, or a folder of them.")],
+    modules:Annotated[bool, typer.Option("--modules", help="A row for each module; so it is for a single adapter.")]=False,
+    as_json:JSON=False,
+):
+    "How adapters sit on their base: new directions, old ones amplified, over-scaled."
+    weights = _base_weights(base, ctx.obj["limits"])
+    loras, skipped = _load_together(paths, ctx.obj)
+    reports:list = lg.subspace_report(loras, weights, progress=sys.stderr.isatty()) # type: ignore[assignment]
+    rows = [{"adapter": r.name} | r.summary().to_dict() for r in reports]
+    if as_json: _json([row | {"modules": _records(r.table)} for row, r in zip(rows, reports)])
+    else:
+        _table(rows)
+        for r in reports:
+            if modules or len(reports) == 1: _table(r.table.reset_index().to_dict("records"), f"\n{_plain(r.name)}")
+    _done(paths, skipped)
 
 # %% ../nbs/09_cli.ipynb #da87f38c
 @app.command(epilog="Example:  loragrass convert adapter/ adapter.safetensors --format kohya")

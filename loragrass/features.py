@@ -9,6 +9,7 @@ __all__ = ['REPRESENTATIONS', 'MODES', 'SIDES', 'ENTRIES', 'ENSEMBLE', 'OnModule
            'Asked', 'Representation', 'Features']
 
 # %% ../nbs/05_features.ipynb #a89bbf2f
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from .checks import caller_level, check_parameters
-from .lora_io import LoRACollection, LoRAUpdate
+from .lora_io import LoRACollection, LoRAUpdate, peak
 
 # %% ../nbs/05_features.ipynb #7d2df916
 def _name(lora): return lora.name or "an adapter without a name"
@@ -32,7 +33,9 @@ def _one_arch(loras, arch=""): # of fit
     "The base model that all are for, as far as they say; ValueError where there are two"
     for lora in loras:
         if lora.arch in ("unknown", "flux-like", arch): continue
-        if arch: raise ValueError(f"{_name(lora)} is for {lora.arch} and others are for {arch}; take adapters of one base model")
+        if arch:
+            raise ValueError(f"{_name(lora)} is for {lora.arch} and others are for {arch}; "
+                             "take adapters of one base model")
         arch = lora.arch
     return arch
 
@@ -46,15 +49,17 @@ class OnModules(TransformerMixin, BaseEstimator):
         X = X if isinstance(X, LoRACollection) else LoRACollection(X)
         if not len(X): raise ValueError("no adapters: pass at least one")
         self.arch_ = _one_arch(X)
-        shared, pattern = set(X.modules), re.compile(self.modules or "")
+        try: pattern = re.compile(self.modules or "")
+        except re.error as e: raise ValueError(f"modules={self.modules!r} is no regular expression: {e}") from None
+        shared = set(X.modules)
         self.modules_ = sorted(m for m in shared if pattern.search(m))
         if not self.modules_:
-            raise ValueError(f"no modules: {len(X)} adapters share {len(shared)} of {len(X.coverage)} modules, "
-                             f"and modules={self.modules!r} keeps none; take adapters of one base model, or other modules")
+            raise ValueError(f"no modules: {len(X)} adapters share {len(shared)} of {len(X.coverage)} modules, and "
+                             f"modules={self.modules!r} keeps none; take adapters of one base model, or other modules")
         self.skipped_modules_ = skipped = sorted(set(X.coverage) - shared)
         if skipped:
-            few = ", ".join(skipped[:5])
-            warnings.warn(f"{len(skipped)} modules that only some adapters have are left out: {few}", stacklevel=caller_level())
+            few = f"{len(skipped)} modules that only some adapters have are left out: {', '.join(skipped[:5])}"
+            warnings.warn(few, stacklevel=caller_level())
         self.shapes_ = {m: X[0].shapes[m] for m in shared}
         return X
 
@@ -84,7 +89,7 @@ class OnModules(TransformerMixin, BaseEstimator):
         for module in self.modules_:
             updates = [lora[module] for lora in X]
             for lora, u in zip(X, updates):
-                if not all(t.float().isfinite().all() for t in (u.up, u.down)):
+                if u.rank and not math.isfinite(peak(u.up) + peak(u.down)):
                     raise ValueError(f"{_name(lora)}: NaN or infinite numbers in {module}; leave it out")
             yield module, updates
 
@@ -112,7 +117,7 @@ def _nothing(B, A): return B.new_zeros(*B.shape[:2], 1), A.new_zeros(len(A), 1, 
 def _thin_svd(
     B:Tensor, # (N, m, r)
     A:Tensor, # (N, r, n)
-)->tuple[Tensor, Tensor, Tensor]: # U (N, m, k), S (N, k) descending, Vh (N, k, n); S = 0 where at most 1e-5 of the largest
+)->tuple[Tensor, Tensor, Tensor]: # U (N, m, k), S (N, k) descending, 0 where at most 1e-5 of the largest, Vh (N, k, n)
     "Singular value decompositions of all B @ A without forming them"
     (Qb, Rb), (Qa, Ra) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
     U, S, Vh = torch.linalg.svd(Rb @ Ra.mT, full_matrices=False)
@@ -174,7 +179,7 @@ class Representation(NamedTuple):
 
 REPRESENTATIONS = {}
 MODES = ("auto", "guide", "columns")
-SIDES = {"update": ("",), "A": ("A",), "B": ("B",), "factors": ("A", "B"), "canonical": ("A", "B")} # what `on=` looks at
+SIDES = {"update": ("",), "A": ("A",), "B": ("B",), "factors": ("A", "B"), "canonical": ("A", "B")} # of `on`
 
 # %% ../nbs/05_features.ipynb #981927ea
 class _Piece(NamedTuple):
@@ -194,7 +199,7 @@ class Features(OnModules):
     "Rows of `REPRESENTATIONS` for every module, one vector an adapter"
     def __init__(self,
         representations:str|Sequence[str]="ensemble", # names in `REPRESENTATIONS`; several stand side by side
-        on:str|None=None, # "update": ΔW; "canonical": its canonical factors; "factors", "A", "B": raw; None: as the row has it
+        on:str|None=None, # "update": ΔW; "canonical": balanced factors; "factors", "A", "B": raw; None: the row's
         modules:str|None=None, # a regular expression that a module's name must match somewhere; None: all
         k:int=10, # singular values that "spectral" describes one by one
         mode:str="auto", # of "coupling": "guide": entries; "columns": their norms; "auto": "guide" where m = n
@@ -207,14 +212,16 @@ class Features(OnModules):
         self.pieces_ = [piece for name in self._asked() for piece in self._sides(name)]
         self.ranks_ = {m: max(1, *(lora.peek(m).rank for lora in X)) for m in self.modules_}
         self.references_, canonical = {}, any(p.source == "canonical" for p in self.pieces_)
-        for m, updates in self._stream(X) if canonical else (): self.references_[m], self.ranks_[m] = leading_direction(updates)
+        for m, updates in self._stream(X) if canonical else ():
+            self.references_[m], self.ranks_[m] = leading_direction(updates)
         self.columns_, self.width_ = {m: [] for m in self.modules_}, 0
         for m, of_module in self.columns_.items():
             for piece in self.pieces_:
                 start, asked = self.width_, self._ask(m, piece)
                 self.width_ += len(piece.row.names(asked))
                 of_module.append((piece, asked, slice(start, self.width_)))
-        self.gauge_invariant_ = all(p.source == "canonical" or p.source == "update" and not p.row.pair for p in self.pieces_)
+        raw = [p for p in self.pieces_ if p.source == "factors" or p.source == "update" and p.row.pair]
+        self.gauge_invariant_ = not raw
         return self
 
     def _asked(self)->list[str]:
@@ -222,9 +229,11 @@ class Features(OnModules):
         names = [self.representations] if isinstance(self.representations, str) else list(self.representations)
         for name in names:
             if name not in REPRESENTATIONS:
-                raise ValueError(f"representation {name!r}; expected one of {', '.join(REPRESENTATIONS)}, or a list of them")
-        if not names or len(set(names)) < len(names): raise ValueError(f"representations={names}; expected one or more, each once")
-        if self.on not in (None, *SIDES): raise ValueError(f"on={self.on!r}; expected one of {', '.join(SIDES)}, or None")
+                raise ValueError(f"representation {name!r}; expected one of {', '.join(REPRESENTATIONS)}, or a list")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"representations={names}; expected one or more, each once")
+        if self.on not in (None, *SIDES):
+            raise ValueError(f"on={self.on!r}; expected one of {', '.join(SIDES)}, or None")
         if self.k < 1: raise ValueError(f"k={self.k}; expected 1 or more singular values")
         if self.mode not in MODES: raise ValueError(f"mode={self.mode!r}; expected one of {', '.join(MODES)}")
         return names
@@ -233,7 +242,8 @@ class Features(OnModules):
         row = REPRESENTATIONS[name]
         on = self.on or row.on
         if row.pair and on not in ("factors", "canonical"):
-            raise ValueError(f"on={on!r} for {name!r}, which looks at A and B together; expected 'factors' or 'canonical'")
+            raise ValueError(f"on={on!r} for {name!r}, which looks at A and B together; "
+                             "expected 'factors' or 'canonical'")
         source = "update" if row.pair and on == "factors" else on if on in ("update", "canonical") else "factors"
         return [_Piece(name, source, side) for side in (("",) if row.pair else SIDES[on])]
 
@@ -258,7 +268,8 @@ class Features(OnModules):
                     for piece, asked, columns in self.columns_[module]:
                         if piece.source != source: continue
                         numbers = piece.describe(B, A, asked)
-                        if numbers.shape[1] > columns.stop - columns.start: raise self._larger_rank(X[at[0]], module, A.shape[1])
+                        if numbers.shape[1] > columns.stop - columns.start:
+                            raise self._larger_rank(X[at[0]], module, A.shape[1])
                         with np.errstate(over="ignore"): rows[at, columns] = numbers
         return self._finite(rows, X)
 
@@ -317,7 +328,8 @@ def _singular_values(
 # %% ../nbs/05_features.ipynb #464dc3b9
 def _spectral_names(asked):
     counts = ("s", asked.k), ("p", asked.k), ("gap", asked.k - 1)
-    return [f"{name}{i + 1}" for name, count in counts for i in range(count)] + ["effective_rank", "condition", "nuclear"]
+    numbered = [f"{name}{i + 1}" for name, count in counts for i in range(count)]
+    return [*numbered, "effective_rank", "condition", "nuclear"]
 
 def _spectral(B, A, asked): # (N, m, r), (N, r, n) → (N, 3k + 2)
     s = _singular_values(B, A)
@@ -373,10 +385,11 @@ def _order_statistics(
     places:Tensor, # (q,) integers in [0, mn)
 )->Tensor: # (N, q) float64
     "Entries of every B @ A by their place in ascending order, rounded to float32"
-    if B.shape[1] * A.shape[2] > ENTRIES: return torch.stack([_selected(b, a, places) for b, a in zip(B[:, None], A[:, None])])
-    def by_sorting(b, a):
+    if B.shape[1] * A.shape[2] > ENTRIES:
+        return torch.stack([_selected(b, a, places) for b, a in zip(B[:, None], A[:, None])])
+    def by_sorting(b, a): # NumPy sorts float32 ten times as fast as torch
         entries = (b @ a).float().flatten(1).numpy()
-        return torch.from_numpy(np.sort(entries, 1))[:, places].double() # NumPy sorts float32 ten times as fast as torch
+        return torch.from_numpy(np.sort(entries, 1))[:, places].double()
     return _by_entries(by_sorting, B, A)
 
 def _selected(B, A, places): # (1, m, r), (1, r, n), (q,) → (q,)
@@ -435,7 +448,8 @@ def _norms(B, A, asked): # (N, m, r), (N, r, n) → (N, 7)
     s = _singular_values(B, A)
     frobenius, nuclear, largest = s.norm(dim=1), s.sum(1), s[:, 0]
     one, infinite = _by_entries(_absolute_sums, B, A).T
-    return torch.stack([frobenius, nuclear, largest, one, infinite, _ratio(nuclear, frobenius), _ratio(largest, frobenius)], 1)
+    ratios = _ratio(nuclear, frobenius), _ratio(largest, frobenius)
+    return torch.stack([frobenius, nuclear, largest, one, infinite, *ratios], 1)
 
 REPRESENTATIONS |= {"norms": Representation("Frobenius, nuclear, spectral, 1- and ∞-norm, two ratios",
     _named("frobenius", "nuclear", "spectral", "norm1", "norm_inf", "nuclear/frobenius", "spectral/frobenius"), _norms)}
@@ -443,7 +457,8 @@ REPRESENTATIONS |= {"norms": Representation("Frobenius, nuclear, spectral, 1- an
 # %% ../nbs/05_features.ipynb #bb97f6d8
 def _distribution(B, A, asked): # (N, m, r), (N, r, n) → (N, 12)
     q, (mean, std, skewness, kurtosis) = _quantiles(B, A, [.05, .1, .25, .5, .75, .9, .95]), _moments(B, A).T
-    centred = torch.cat([B, -mean[:, None, None].expand(-1, B.shape[1], 1)], 2), torch.cat([A, torch.ones_like(A[:, :1])], 1)
+    minus, one = -mean[:, None, None].expand(-1, B.shape[1], 1), torch.ones_like(A[:, :1])
+    centred = torch.cat([B, minus], 2), torch.cat([A, one], 1)
     total = _by_entries(partial(_over_blocks, lambda x: x.abs().sum((1, 2))), *centred)
     mad, cv = total / (B.shape[1] * A.shape[2]), _ratio(std, mean.abs())
     return torch.cat([q, torch.stack([q[:, 4] - q[:, 2], mad, cv, skewness, kurtosis], 1)], 1)
@@ -469,7 +484,7 @@ def _frequency(B, A, asked): # (N, m, r), (N, r, n) → (N, 14)
     top, share, mean, std = _by_entries(_magnitudes, B, A).split([10, 1, 1, 1], 1)
     return torch.cat([top, mean, std, top[:, :1], share], 1)
 
-REPRESENTATIONS |= {"frequency": Representation("ten largest Fourier magnitudes, their share of the energy, and what all are like",
+REPRESENTATIONS |= {"frequency": Representation("ten largest Fourier magnitudes, their share of the energy, moments",
     _named(*(f"top{i + 1}" for i in range(10)), "mean", "std", "max", "top10_energy"), _frequency)}
 
 # %% ../nbs/05_features.ipynb #df131b53
@@ -505,22 +520,24 @@ def _coupling(B, A, asked): # (N, m, r), (N, r, n) → (N, 4)
     if columns: a, b = A.norm(dim=2), B.norm(dim=1)
     else: a, b = (pad(t.flatten(1), (0, r * max(m, n) - t[0].numel())) for t in (A, B.mT))
     spectra = [pad(s, (0, r - s.shape[1])) for s in map(torch.linalg.svdvals, (A, B))]
-    return torch.stack([_correlation(a, b), _cosine(a, b), _singular_values(B, A).norm(dim=1), _correlation(*spectra)], 1)
+    norm = _singular_values(B, A).norm(dim=1)
+    return torch.stack([_correlation(a, b), _cosine(a, b), norm, _correlation(*spectra)], 1)
 
-REPRESENTATIONS |= {"coupling": Representation("correlation and cosine of A and B, norm of the product, correlation of spectra",
+REPRESENTATIONS |= {"coupling": Representation("correlation and cosine of A and B, norm of ΔW, correlation of spectra",
     _named("correlation", "cosine", "frobenius", "spectra_correlation"), _coupling, on="factors", pair=True)}
 
 # %% ../nbs/05_features.ipynb #c4b6e430
 ENSEMBLE = ("spectral", "norms", "distribution", "frequency", "information")
 
 def _ensemble(B, A, asked): return torch.cat([REPRESENTATIONS[name].describe(B, A, asked) for name in ENSEMBLE], 1)
-def _ensemble_names(asked): return [f"{part}.{name}" for part in ENSEMBLE for name in REPRESENTATIONS[part].names(asked)]
+def _ensemble_names(asked):
+    return [f"{part}.{name}" for part in ENSEMBLE for name in REPRESENTATIONS[part].names(asked)]
 
 REPRESENTATIONS |= {"ensemble": Representation(f"{', '.join(ENSEMBLE)} side by side", _ensemble_names, _ensemble)}
 
 # %% ../nbs/05_features.ipynb #8a0653b9
-_OLD = dict(Flat="flat", Stats="stats", Spectral="spectral", Norms="norms", Distribution="distribution", Frequency="frequency",
-            Information="information", Ensemble="ensemble")
+_OLD = dict(Flat="flat", Stats="stats", Spectral="spectral", Norms="norms", Distribution="distribution",
+            Frequency="frequency", Information="information", Ensemble="ensemble")
 
 def __getattr__(name):
     if name not in _OLD: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

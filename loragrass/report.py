@@ -6,7 +6,7 @@ Docs: https://loragrass.github.io/loragrass/report.html.md"""
 
 # %% auto #0
 __all__ = ['COLORS', 'MARKERS', 'plot_gram', 'plot_map', 'plot_angles', 'plot_evidence', 'plot_silhouettes', 'plot_scores',
-           'html_report']
+           'plot_base_spectrum', 'html_report']
 
 # %% ../nbs/08_report.ipynb #bd3d55b4
 import html, importlib.metadata, io, platform, re, warnings
@@ -23,6 +23,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .base_report import SubspaceReport
 from .checks import checked, moved
 from .cluster_merge import ClusterMerge
 from .clustering import Clusters
@@ -211,6 +212,25 @@ def plot_scores(
     if len(y) <= 40: ax.set_yticks(y, [_text(f"{g} · {task}") for g, task in zip(scores.index, scores.task)])
     ax.set(xlabel="score", ylabel="group · task", ylim=(len(y) - 0.4, -0.6))
     ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    return ax
+
+# %% ../nbs/08_report.ipynb #157ca0df
+@checked
+def plot_base_spectrum(
+    report:SubspaceReport, # from `subspace_report`
+    module:str, # of the adapter
+    ax:Axes|None=None, # where to draw; default: a new figure
+)->Axes:
+    "Singular values of a base's weight, the edge of a random matrix like it, and those of the update over them"
+    if module not in report: raise ValueError(f"no module {module!r}; there are {', '.join(list(report)[:5])}, …")
+    on, base = report[module], report.base_spectra[module]
+    edge = float(base.norm()) * (len(on.U) ** -0.5 + on.Vh.shape[1] ** -0.5)
+    ax = _axes(ax)
+    for S, label, size, g in ((base, "base", 3, 0), (on.S, "update", 6, 3)):
+        ax.plot(np.arange(1, len(S) + 1), S, ls="", ms=size, label=label, color=COLORS[g], marker=MARKERS[g])
+    ax.axhline(edge, color=COLORS[6], lw=1, label="random matrix, edge")
+    ax.set(xlabel="number", ylabel="singular value", xscale="log", title=_text(f"{module}: {report.table.verdict[module]}", 60))
+    ax.legend(fontsize="small", frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #a14981a4

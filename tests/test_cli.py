@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import loragrass as lg
 from loragrass.cli import app
 
-COMMANDS = ["inspect", "compare", "merge", "cluster", "nearest", "convert", "resize", "demo"]
+COMMANDS = ["inspect", "compare", "merge", "cluster", "nearest", "features", "subspaces", "convert", "resize", "demo"]
 
 def adapter(seed, group, prefix="unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_", names="qk"):
     g = torch.Generator().manual_seed(group)
@@ -422,3 +422,56 @@ def test_a_terminal_gets_what_it_can_show(here):
     process = shell("", "inspect", "Ж.safetensors", env=os.environ | {"PYTHONIOENCODING": "latin-1", "NO_COLOR": "1"}, encoding="latin-1")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and r"\u0416.safetensors" in out and "24 × 16" in out and err == ""
+
+# ---- features and subspaces
+
+def test_features_of_a_folder_are_those_of_the_library(here):
+    import pandas as pd
+    loras = lg.load_all("adapters")
+    result = run("features", "adapters", "--representation", "spectral", "-o", "f.csv")
+    assert result.exit_code == 0 and "6 adapters, 64 numbers each" in result.stdout
+    frame, t = pd.read_csv("f.csv", index_col="adapter"), lg.Features(["spectral"])
+    rows = t.fit_transform(loras)
+    assert list(frame.columns) == list(t.get_feature_names_out()) and (frame.to_numpy(dtype="float32") == rows).all()
+    assert list(frame.index) == [lora.name for lora in loras]
+    run("features", "adapters", "--representation", "norms", "--representation", "flat", "--on", "canonical", "-o", "f.parquet")
+    t = lg.Features(["norms", "flat"], "canonical")
+    assert (pd.read_parquet("f.parquet").to_numpy() == t.fit_transform(loras)).all()
+    assert "depend on the basis" in run("features", "adapters", "--representation", "flat", "-o", "g.csv").stdout
+
+@pytest.mark.parametrize("line, says", [
+    ("features adapters -o f.txt", "expected a name that ends in .csv or .parquet"), ("features adapters -o none/f.csv", "there is no folder none"),
+    ("features adapters -o f.csv --representation spectra", "--representation spectra: expected one of flat, spectral"),
+    ("features adapters -o old.csv", "old.csv is there already"), ("features adapters -o f.csv --on left", "on='left'; expected one of update"),
+    ("features adapters -o f.csv --modules nothing", "keeps none"), ("features adapters -o f.csv --modules (", "modules='('"),
+    ("subspaces adapters --base adapters/a0.safetensors", "the base has no weight for it"), ("subspaces adapters --base nowhere", "nowhere"),
+    ("subspaces adapters --base old.csv", "old.csv: ")])
+def test_what_features_and_subspaces_refuse(line, says, here):
+    Path("old.csv").write_text("mine")
+    result = run(*line.split())
+    assert result.exit_code == 1 and says in result.stderr and len(result.stderr.splitlines()) == 1
+    assert Path("old.csv").read_text() == "mine" and {p.name for p in here.iterdir()} == {"adapters", "old.csv"}
+
+def test_parquet_without_pyarrow_names_the_extra(here, monkeypatch):
+    import importlib.util
+    whole = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "pyarrow" else whole(name, *a))
+    result = run("features", "adapters", "-o", "f.parquet")
+    assert result.exit_code == 1 and "pip install 'loragrass[hub]'; or write a .csv" in result.stderr
+
+def test_features_without_a_named_file_are_written_and_1(here):
+    Path("adapters/half.safetensors").write_bytes(Path("adapters/a0.safetensors").read_bytes()[:-8])
+    assert run("features", "adapters", "-o", "f.csv").exit_code == 0 and Path("f.csv").exists()
+    result = run("features", "adapters", "adapters/half.safetensors", "-o", "f.csv", "--force")
+    assert result.exit_code == 1 and "done without adapters/half.safetensors" in result.stderr and Path("f.csv").exists()
+
+def test_subspaces_of_a_folder(here):
+    base = {m + ".weight": torch.randn(24, 16, generator=torch.Generator().manual_seed(5)) for m in adapter(0, 0)}
+    Path("base").mkdir()
+    for i, (key, w) in enumerate(base.items()): save_file({key.removeprefix("unet."): w}, f"base/{i}.safetensors")
+    rows = json.loads(run("subspaces", "adapters", "--base", "base", "--json").stdout)
+    reports = lg.subspace_report(lg.load_all("adapters"), base)
+    assert [row["adapter"] for row in rows] == [r.name for r in reports]
+    for row, r in zip(rows, reports):
+        assert row["intruders"] == r.summary().intruders and [m["verdict"] for m in row["modules"]] == list(r.table.verdict)
+    assert "chance" in run("subspaces", "adapters/a0.safetensors", "--base", "base").stdout
