@@ -21,6 +21,7 @@ from .subspace_index import SubspaceIndex as SubspaceIndex
 from .features import Features as Features
 from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles
 from .base_report import SubspaceReport as SubspaceReport, subspace_report as subspace_report
+from .encoders import ContrastiveFeatures as ContrastiveFeatures, DenoisingFeatures as DenoisingFeatures, GLNet as GLNet, VAEFeatures as VAEFeatures
 from .topic_lora import TopicLinear as TopicLinear
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
 from .geolora_training import GeoLoRATrainer as GeoLoRATrainer, get_dataloaders as get_dataloaders
@@ -28,3 +29,4 @@ from .geolora_model import GeoLoRAConfig as GeoLoRAConfig, GeoLoRALinear as GeoL
 from .report import html_report as html_report, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
 from .report import plot_evidence as plot_evidence, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
 from .report import plot_base_spectrum as plot_base_spectrum
+from .report import plot_history as plot_history

@@ -6,7 +6,7 @@ Docs: https://loragrass.github.io/loragrass/report.html.md"""
 
 # %% auto #0
 __all__ = ['COLORS', 'MARKERS', 'plot_gram', 'plot_map', 'plot_angles', 'plot_evidence', 'plot_silhouettes', 'plot_scores',
-           'plot_base_spectrum', 'html_report']
+           'plot_base_spectrum', 'plot_history', 'html_report']
 
 # %% ../nbs/08_report.ipynb #bd3d55b4
 import html, importlib.metadata, io, platform, re, warnings
@@ -231,6 +231,25 @@ def plot_base_spectrum(
     ax.axhline(edge, color=COLORS[6], lw=1, label="random matrix, edge")
     ax.set(xlabel="number", ylabel="singular value", xscale="log", title=_text(f"{module}: {report.table.verdict[module]}", 60))
     ax.legend(fontsize="small", frameon=False)
+    return ax
+
+# %% ../nbs/08_report.ipynb #5d0a0002
+@checked
+def plot_history(
+    history:Mapping|Sequence|pd.DataFrame, # name → a number an epoch, as `history_` is; or a list of numbers, or of one dict an epoch
+    ax:Axes|None=None, # where to draw; default: a new figure
+)->Axes:
+    "Losses and other numbers of training, epoch by epoch"
+    curves = history.items() if isinstance(history, Mapping) else pd.DataFrame(history).rename(columns={0: "loss"}).items()
+    frame = pd.DataFrame({str(name): pd.Series(list(values)) for name, values in curves}).select_dtypes("number")
+    if frame.empty: raise ValueError("a history without numbers; expected name → a number an epoch, as an encoder's history_ is after fit")
+    epochs, frame = (frame.pop("epoch") if "epoch" in frame else frame.index + 1), frame.dropna(axis=1, how="all")
+    ax = _axes(ax, 2.6)
+    for g, name in enumerate(frame):
+        ax.plot(epochs, frame[name], color=COLORS[g % len(COLORS)], ls=("-", "--", ":", "-.")[g % 4], label=_text(name))
+    if frame.min(axis=None) > 0 and (frame.max() > 10 * frame.min()).any(): ax.set_yscale("log")
+    ax.set(xlabel="epoch", ylabel=_text(frame.columns[0]) if frame.shape[1] == 1 else "")
+    if frame.shape[1] > 1: ax.legend(fontsize="small", frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #a14981a4
