@@ -11,7 +11,7 @@ __all__ = ['LARGE', 'FOR_THEIR_NUMBER', 'OF_ADAPTERS', 'too_many', 'SharedInitWa
 # %% ../nbs/04_cluster_merge.ipynb #258b91a3
 import math, warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 import numpy as np
@@ -152,6 +152,7 @@ class ClusterMerge:
     clusters: Levels # the grouping, and what speaks for it
     health: KernelHealth|None # of the joint kernel; `None` below three adapters
     parameters: dict # what it was called with
+    loras: list[LoRA] = field(default_factory=list) # the adapters, as they came
 
     labels_, layer_labels_, means_, medoids_, merged_, similarity_, clusters_, health_, agreement_, layer_agreement_ = (property(attrgetter(name)) for name in (
         "labels", "layer_labels", "means", "medoids", "merged", "similarity", "clusters", "health", "agreement", "layer_agreement")) # as they were spelled
@@ -317,7 +318,7 @@ def cluster_merge(
     return ClusterMerge(
         labels=found.labels, layer_labels=layers, means=[m.lora for m in merged], medoids=medoids,
         merged=merged, similarity=sim, clusters=found, health=kernel_health(sim.joint, n_clusters=len(groups)) if len(loras) > 2 else None,
-        parameters=asked)
+        parameters=asked, loras=loras)
 
 def _each_merged(loras, asked, progress):
     "Base → groups and means of its adapters"
