@@ -30,3 +30,6 @@ from .report import html_report as html_report, plot_angles as plot_angles, plot
 from .report import plot_evidence as plot_evidence, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
 from .report import plot_base_spectrum as plot_base_spectrum
 from .report import plot_history as plot_history
+from .report import plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
+from .report import plot_dendrogram as plot_dendrogram, plot_evidence as plot_evidence, plot_spectra as plot_spectra, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
+from .report_page import html_report as html_report

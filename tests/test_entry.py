@@ -26,10 +26,10 @@ GOOD = {
     lg.cluster: dict(X=L), lg.cluster_merge: dict(loras=L), lg.score_groups: dict(result=RESULT, loras=L, score=lambda lora, task: 0.5, tasks=list("abab")),
     lg.search_combinations: dict(layer_means=L[:2], score=L), lg.representatives: dict(K=SIM, size=2), lg.kernel_penalty: dict(reference=A),
     lg.SubspaceIndex: {}, INDEX.nearest: dict(points=A), INDEX.cluster: {}, lambda points, names=None: lg.SubspaceIndex().add(points, names): dict(points=L),
-    lg.plot_gram: dict(what=SIM), lg.plot_map: dict(what=SIM), lg.plot_angles: dict(a=A, b=B), lg.plot_silhouettes: dict(what=cluster_kernel(SIM.joint)), lg.plot_evidence: dict(what=RESULT), lg.plot_scores: dict(scores=SCORES), lg.html_report: dict(result=RESULT, path="report.html"),
+    lg.plot_gram: dict(what=SIM), lg.plot_map: dict(what=SIM), lg.plot_angles: dict(a=A, b=B), lg.plot_silhouettes: dict(what=cluster_kernel(SIM.joint)), lg.plot_evidence: dict(what=RESULT), lg.plot_dendrogram: dict(result=RESULT), lg.plot_spectra: dict(result=RESULT), lg.plot_scores: dict(scores=SCORES), lg.html_report: dict(result=RESULT, path="report.html"),
     lg.save: dict(lora=A, path="a", format="peft"), lg.resize: dict(lora=A, rank=1),
 }
-ROOMS = ("comparing", "merging", "cluster_merge", "selection", "subspace_index", "report")
+ROOMS = ("comparing", "merging", "cluster_merge", "selection", "subspace_index", "report", "report_page")
 ESTIMATORS = [getattr(lg, name) for name in lg.__all__ if getattr(getattr(lg, name), "__module__", "") in ("loragrass.features", "loragrass.directions")]
 
 def test_the_table_is_complete():
