@@ -6,7 +6,7 @@ Docs: https://loragrass.github.io/loragrass/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'MIXED', 'SIDE', 'JSON', 'OUT', 'FORMAT', 'DTYPE', 'RAGGED', 'FORCE', 'main', 'inspect', 'compare', 'names_in',
-           'merge', 'cluster', 'nearest', 'features', 'subspaces', 'convert', 'resize', 'train', 'demo']
+           'merge', 'report', 'cluster', 'nearest', 'features', 'subspaces', 'convert', 'resize', 'train', 'demo']
 
 # %% ../nbs/09_cli.ipynb #02e14744
 import ast, contextlib, importlib.metadata, importlib.util, json, os, re, sys, tempfile, warnings
@@ -338,6 +338,12 @@ def _places(paths, out, report):
     if report and (report.is_dir() or report.resolve() == here): raise ValueError(f"--report {report} is a folder{' for the means' if report.resolve() == here else ''}; name a file")
     if report and not parent.is_dir() and not here.is_relative_to(parent): raise ValueError(f"--report {report}: there is no folder {report.parent}; make it first")
 
+def _reports(report, loras, mixed_bases):
+    "Base model → the file of its report"
+    from loragrass.comparing import by_base
+    bases = list(by_base(loras)) if mixed_bases else [""]
+    return {base: report.with_stem(f"{report.stem}-{base}") if len(bases) > 1 else report for base in bases}
+
 OUT = Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file; a folder for PEFT.")]
 FORMAT = Annotated[str|None, typer.Option(help=f"{', '.join(_formats())}; default: that of the input.")]
 DTYPE = Annotated[str|None, typer.Option(help=f"{', '.join(_precisions())}; default: that of the input, float32 for what was computed.")]
@@ -378,9 +384,7 @@ def merge(
     _one_of(_precisions(), dtype=dtype)
     _places(paths, out, report)
     loras, skipped = _load_together(paths, ctx.obj)
-    from loragrass.comparing import by_base
-    bases = list(by_base(loras)) if mixed_bases else [""]
-    reports = {base: report.with_stem(f"{report.stem}-{base}") if len(bases) > 1 else report for base in bases} if report else {}
+    reports = _reports(report, loras, mixed_bases) if report else {}
     _spare([out, *reports.values()], loras, force)
     with _folder(out, dry_run) as folder:
         result = lg.cluster_merge(loras, k, method, clustering, side, kernel=kernel, rank=rank, weights=w, per_layer=per_layer, rescale=rescale, stand_in=stand_in,
@@ -388,14 +392,15 @@ def merge(
         results = result if isinstance(result, dict) else {"": result}
         means = [mean for one in results.values() for mean in one.means]
         for i, mean in enumerate(means): mean.name = f"{stand_in}_{i}" # numbered through, whatever the base
-        for mean in _bar(means, "writing"): lg.save(mean, _file(mean, folder, format), format, _dtype(dtype))
+        saved = {mean.name: lg.save(mean, _file(mean, folder, format), format, _dtype(dtype)) for mean in _bar(means, "writing")}
         for base, one in results.items():
             if base: typer.echo(f"base model {base}: {', '.join(mean.name for mean in one.means)}")
             _print_groups(one)
     for mean in means: typer.echo(_plain(f"{'would write' if dry_run else 'wrote'} {_file(mean, out, format)}"))
     for base, place in reports.items():
         told = {"adapters": " ".join(map(str, paths)), **results[base].parameters, "rank": rank or "the largest of the members'", "weights": weights}
-        if not dry_run: lg.html_report(results[base], place, parameters=told, notes=[f"skipped {e}" for e in skipped])
+        there = [saved[mean.name]._replace(path=_file(mean, out, format)) for mean in results[base].means]
+        if not dry_run: lg.html_report(results[base], place, parameters=told, skipped=skipped, outputs=there)
         typer.echo(_plain(f"{'would write' if dry_run else 'wrote'} {place}"))
     _done(paths, skipped)
 
@@ -406,6 +411,37 @@ def _print_groups(result, notes=5):
     for caution in result.cautions(): _say(f"warning: {caution}")
     for note in told[:notes]: _say(f"note: {note}")
     if len(told) > notes: _say(f"note: … and {len(told) - notes} more of this kind; the report has all")
+
+# %% ../nbs/09_cli.ipynb #325b8ddb
+@app.command(epilog="Example:  loragrass report adapters/ -o report.html")
+def report(
+    ctx:typer.Context,
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
+    out:Annotated[Path, typer.Option("-o", "--out", help="The HTML file to write.")]=Path("report.html"),
+    n_clusters:Annotated[str, typer.Option("-k", "--n-clusters", metavar="auto|N", help="Number of groups.")]="auto",
+    side:SIDE="left",
+    clustering:Annotated[str, typer.Option(help=f"{', '.join(_clusterings())}.")]="spectral",
+    random_state:Annotated[int, typer.Option("--random-state", help="Of the starts of the clustering.")]=0,
+    mixed_bases:MIXED=False,
+    force:Annotated[bool, typer.Option("--force", help="Replace the file; never an input.")]=False,
+):
+    "Group adapters and show them on a page; write no adapter."
+    k = _groups(n_clusters)
+    _one_of(_clusterings(), clustering=clustering)
+    if out.is_dir(): raise ValueError(f"-o {out} is a folder; name a file")
+    if not out.resolve().parent.is_dir(): raise ValueError(f"-o {out}: there is no folder {out.parent}; make it first")
+    loras, skipped = _load_together(paths, ctx.obj)
+    places = _reports(out, loras, mixed_bases)
+    _spare(places.values(), loras, force)
+    result = lg.cluster_merge(loras, k, side=side, clustering=clustering, random_state=random_state,
+                              mixed_bases=mixed_bases, progress=sys.stderr.isatty())
+    results = result if isinstance(result, dict) else {"": result}
+    for base, place in places.items():
+        _print_groups(results[base])
+        told = {"adapters": " ".join(map(str, paths))}
+        lg.html_report(results[base], place, parameters=told, skipped=skipped)
+        typer.echo(_plain(f"wrote {place}"))
+    _done(paths, skipped)
 
 # %% ../nbs/09_cli.ipynb #49b38bf1
 @app.command(epilog="Example:  loragrass cluster adapters/ --json")
@@ -666,5 +702,5 @@ def demo(out:Annotated[Path, typer.Option("-o", "--out", help="Folder for the me
     typer.echo("\nNumbers: accuracy on 400 test images.")
     files = [_file(mean, out / "means", None) for mean in result.means]
     _check_peft(zoo, result.means, files)
-    lg.html_report(result, out / "report.html", "Eight ways to disturb digits", scores, {"command": "loragrass demo"})
+    lg.html_report(result, out / "report.html", "Eight ways to disturb digits", scores, {"command": "loragrass demo"}, outputs=files)
     for path in (*files, out / "report.html"): typer.echo(_plain(f"wrote {path}"))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import loragrass as lg
 from loragrass.cli import app
 
-COMMANDS = ["inspect", "compare", "merge", "cluster", "nearest", "features", "subspaces", "convert", "resize", "demo"]
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 
 def adapter(seed, group, prefix="unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_", names="qk"):
     g = torch.Generator().manual_seed(group)
@@ -234,6 +234,29 @@ def test_dry_run_writes_nothing(here):
     before = contents(here)
     result = run("merge", "adapters", "-k", 2, "-o", "out", "--report", "r.html", "--dry-run")
     assert result.exit_code == 0 and "would write out/mean_1.safetensors" in result.stdout and "would write r.html" in result.stdout and contents(here) == before and not Path("out").exists()
+
+def test_a_report_alone_writes_one_file(here):
+    junk(here)
+    before = contents(here)
+    result = run("report", "adapters", "junk", "-k", 2)
+    written = {name: text for name, text in contents(here).items() if name not in before}
+    assert result.exit_code == 0 and list(written) == ["report.html"] and "wrote report.html" in result.stdout
+    page = written["report.html"].decode()
+    assert "login.safetensors" in page and "HTML page" in page and "6 adapters in 2 groups" in page and "This page was made without writing" in page
+    assert "--force" in run("report", "adapters").stderr and run("report", "adapters", "--force").exit_code == 0
+
+@pytest.mark.parametrize("line, says", [("report adapters -o notes", "notes is a folder"), ("report adapters -o none/r.html", "no folder none"), ("report missing", "missing"),
+                                        ("report adapters -o adapters/a0.safetensors --force", "is, holds or lies in the input"), ("report adapters --clustering ward", "--clustering ward")])
+def test_a_report_is_refused_before_anything_is_written(line, says, here):
+    junk(here)
+    before, result = contents(here), run(*line.split())
+    assert result.exit_code == 1 and says in result.stderr and contents(here) == before
+
+def test_the_report_says_where_the_means_went(here):
+    junk(here)
+    run("merge", "adapters", "junk", "-k", 2, "-o", "out", "--format", "peft", "--report", "r.html")
+    page = Path("r.html").read_text(encoding="utf-8")
+    assert all(f"<bdi>{Path('out', name)}</bdi>" in page for name in ("mean_0", "mean_1")) and "PeftModel.from_pretrained" in page and "<bdi>peft</bdi>" in page and "old.ckpt" in page
 
 def test_force_replaces_what_has_the_same_name_only(here):
     Path("out").mkdir()
