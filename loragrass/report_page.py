@@ -221,6 +221,8 @@ def _saved(result, outputs):
     "What was written for each group, as `save` tells it"
     if len(outputs) not in (0, len(result.means)):
         raise ValueError(f"{len(outputs)} outputs for {len(result.means)} groups: pass a path for each, in order")
+    if not all(isinstance(one, (Saved, str, Path)) for one in outputs):
+        raise ValueError("outputs: expected what `save` returned, or paths")
     rows = []
     for g, (one, mean) in enumerate(zip(outputs, result.means)):
         path, format = (one.path, one.format) if isinstance(one, Saved) else (one, _format(Path(one), mean))
@@ -242,7 +244,7 @@ def _loading(saved):
 
 def _skipped(skipped):
     "What was not read, and why"
-    def row(e): return (str(e.path or ""), e.text, e.code or "") if isinstance(e, LoRAFormatError) else ("", e, "")
+    def row(e): return (str(e.path or ""), e.text, e.code or "") if isinstance(e, LoRAFormatError) else ("", str(e), "")
     rows = [row(e) for e in skipped]
     return pd.DataFrame([map(printable, row) for row in rows], columns=["file", "why", "code"])
 

@@ -191,6 +191,7 @@ def test_files_and_how_to_load_them(result, tmp_path):
     assert set(page.table("written").format) == {"peft"} and "PeftModel.from_pretrained(base_model, &#39;m/mean_0&#39;)" in page.source
     assert "lg.save(result.means[0]" in lg.html_report(result, tmp_path / "r.html").read_text()
     with pytest.raises(ValueError, match="1 outputs for 2 groups"): lg.html_report(result, tmp_path / "r.html", outputs=["m"])
+    with pytest.raises(ValueError, match="expected what `save` returned, or paths"): lg.html_report(result, tmp_path / "r.html", outputs=torch.ones(2))
 
 def test_the_day(result, tmp_path, monkeypatch):
     def day(**options): return dict(Page(lg.html_report(result, tmp_path / "r.html", **options)).tables[None])["date"]
