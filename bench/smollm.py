@@ -31,17 +31,18 @@ def load(path:Path):
 
 class Text:
     "Windows of tokens with what reaches the last layers, and those layers as a model of its own"
-    def __init__(self, n_documents=120, tokens=128, windows=3, layers=4):
-        file = CACHE / f"{n_documents}x{windows}x{tokens}_{layers}.pt"
-        if not file.exists(): self._prepare(file, n_documents, tokens, windows, layers)
+    def __init__(self, n_documents=120, tokens=128, windows=3, layers=4, texts=None): # texts: others than `documents()`
+        own = "" if texts is None else "_" + hashlib.sha256("\0".join(texts).encode(errors="replace")).hexdigest()[:8]
+        file = CACHE / f"{n_documents}x{windows}x{tokens}_{layers}{own}.pt"
+        if not file.exists(): self._prepare(file, n_documents, tokens, windows, layers, documents() if texts is None else texts)
         kept = torch.load(file, weights_only=True)
         self.hidden, self.labels, self.document = kept["hidden"], kept["labels"], kept["document"]
         self.kept, self.layers = kept["vocabulary"], layers
 
-    def _prepare(self, file, n_documents, tokens, windows, layers):
+    def _prepare(self, file, n_documents, tokens, windows, layers, texts):
         tokenizer, model = load(model_path())
         rows, document = [], []
-        for text in documents():
+        for text in texts:
             ids = tokenizer(text[: 40 * tokens * windows])["input_ids"]
             if len(ids) < windows * tokens: continue
             rows += torch.tensor(ids[: windows * tokens]).reshape(windows, tokens)
