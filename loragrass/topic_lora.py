@@ -52,7 +52,7 @@ class TopicUpdate(nn.Module):
         if x is None: return self.U, self.V
         left, right, rows = self._parts(x)
         up = self.U if left is None else self.U + self.A * left[..., None, :]
-        return up, self.V if right is None else self.V + rows * right[..., :, None]
+        return up, self.V if right is None else self.V + rows * right[..., :, None] # type: ignore
 
     def forward(self,
         h:Tensor, # (batch, ..., n) inputs
@@ -64,7 +64,7 @@ class TopicUpdate(nn.Module):
         if x.shape != (len(h), self.numbers):
             raise ValueError(f"x has shape {tuple(x.shape)}; expected {(len(h), self.numbers)}: {self.numbers} numbers for each row of the batch")
         left, right, rows = self._parts(x.view(len(h), *[1] * (h.ndim - 2), self.numbers))
-        if right is not None: inner = inner + right * (inner if rows is self.V else h @ rows.T)
+        if right is not None: inner = inner + right * (inner if rows is self.V else h @ rows.T) # type: ignore
         out = inner @ self.U.T
         return out if left is None else out + (inner * left) @ self.A.T
 
@@ -79,7 +79,8 @@ class TopicLinear(TopicUpdate):
         random_state:int=0, # of U and A
         form:str="down", # a key of `FORMS`
     ):
-        super().__init__(*base.weight.shape, rank, form, A, random_state)
+        m, n = base.weight.shape
+        super().__init__(m, n, rank, form, A, random_state)
         self.to(base.weight)
         self.base = base.requires_grad_(False)
 
