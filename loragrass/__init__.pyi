@@ -23,6 +23,8 @@ from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as Pro
 from .base_report import SubspaceReport as SubspaceReport, subspace_report as subspace_report
 from .encoders import ContrastiveFeatures as ContrastiveFeatures, DenoisingFeatures as DenoisingFeatures, GLNet as GLNet, VAEFeatures as VAEFeatures
 from .topic_lora import TopicLinear as TopicLinear
+from .topics import Topics as Topics, find_topics as find_topics
+from .topic_models import TopicLoRA as TopicLoRA
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
 from .geolora_training import GeoLoRATrainer as GeoLoRATrainer, get_dataloaders as get_dataloaders
 from .geolora_model import GeoLoRAConfig as GeoLoRAConfig, GeoLoRALinear as GeoLoRALinear, GeoLoRAModel as GeoLoRAModel, GeoLoRAOptimizer as GeoLoRAOptimizer
@@ -33,3 +35,4 @@ from .report import plot_history as plot_history
 from .report import plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
 from .report import plot_dendrogram as plot_dendrogram, plot_evidence as plot_evidence, plot_spectra as plot_spectra, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
 from .report_page import html_report as html_report
+from .report import plot_topics as plot_topics

@@ -6,7 +6,8 @@ Docs: https://loragrass.github.io/loragrass/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'MIXED', 'SIDE', 'JSON', 'OUT', 'FORMAT', 'DTYPE', 'RAGGED', 'FORCE', 'main', 'inspect', 'compare', 'names_in',
-           'merge', 'report', 'cluster', 'nearest', 'features', 'subspaces', 'convert', 'resize', 'train', 'demo']
+           'merge', 'report', 'cluster', 'nearest', 'features', 'subspaces', 'convert', 'resize', 'topics', 'train',
+           'demo']
 
 # %% ../nbs/09_cli.ipynb #02e14744
 import ast, contextlib, importlib.metadata, importlib.util, json, os, re, sys, tempfile, warnings
@@ -619,6 +620,72 @@ def resize(
 def _wrote(saved):
     rounding = f", rounded by {saved.rel_error:.2g}" if saved.rel_error > 1e-6 else ""
     typer.echo(_plain(f"wrote {saved.path} ({saved.format}, rank {saved.rank}{rounding})"))
+
+# %% ../nbs/09_cli.ipynb #06e10002
+def _texts(paths):
+    "Texts by name, and what was skipped"
+    files = [f for path in paths for f in (sorted(path.rglob("*")) if path.is_dir() else [path]) if not f.is_dir() and not f.name.startswith(".")]
+    texts = {}
+    for f in dict.fromkeys(files):
+        try: text = f.read_text(encoding="utf-8")
+        except UnicodeDecodeError: text = ""
+        if len(text.split()) > 1 and "\0" not in text: texts[str(f)] = text
+        else: _say(f"skipped {f}: it has no two words of text in UTF-8")
+    return texts
+
+def _language_model(path):
+    "Tokenizer and model from a folder"
+    if not path.exists(): raise ValueError(f"there is no {path}; --model names a folder with a causal language model")
+    try: import transformers
+    except ImportError: raise ValueError("this command needs transformers: pip install transformers") from None
+    transformers.logging.disable_progress_bar()
+    return (transformers.AutoTokenizer.from_pretrained(path, local_files_only=True),
+            transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype="float32"))
+
+@app.command(epilog="Example:  loragrass topics texts/ --model path/to/model -o corpus/")
+def topics(
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Texts, or folders to search for them.")],
+    model:Annotated[Path, typer.Option("--model", help="Folder of a causal language model.")],
+    out:Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")],
+    n_clusters:Annotated[str, typer.Option("-k", "--n-clusters", metavar="auto|N", help="Number of topics.")]="auto",
+    target_modules:Annotated[str|None, typer.Option(metavar="NAME,…", help="Linear layers; default: those of the last four blocks.")]=None,
+    rank:Annotated[int, typer.Option(min=1, help="Rank of the shared LoRA.")]=16,
+    window:Annotated[int, typer.Option(min=2, help="Tokens that are read at once.")]=256,
+    random_state:Annotated[int, typer.Option(help="Seed.")]=0,
+    force:FORCE=False,
+    as_json:JSON=False,
+):
+    "Topics of texts by what they teach a language model, and an adapter for each."
+    k, names = _groups(n_clusters), ["topic_lora.json", "topics.csv", "documents.csv", "map.png"]
+    if not force and any((out / name).exists() for name in names): raise ValueError(f"{out} holds a corpus already; write to another place, or replace it with --force")
+    texts = _texts(paths)
+    if len(texts) < 2: raise ValueError(f"{len(texts)} texts in {', '.join(map(str, paths))}; expected two or more")
+    tokenizer, base = _language_model(model)
+    from matplotlib.figure import Figure
+    from loragrass.documents import upper_layers
+    targets = target_modules.split(",") if target_modules else upper_layers(base)
+    corpus = lg.TopicLoRA(base, targets, rank=rank, window=window, random_state=random_state).fit(list(texts.values()), tokenizer, progress=sys.stderr.isatty())
+    found = corpus.topics(k)
+    with _folder(out) as folder:
+        corpus.save(folder)
+        found.table().to_csv(folder / "topics.csv")
+        documents = [dict(document=name, topic=int(t), uniqueness=float(u)) for name, t, u in zip(texts, found.labels, corpus.uniqueness())]
+        _csv(documents, folder / "documents.csv")
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        lg.plot_topics(found, ax=figure.subplots())
+        figure.savefig(folder / "map.png", dpi=120)
+        for t, members in enumerate(found.representatives(len(texts))): lg.save(corpus.compose({i: 1 / len(members) for i in members}), folder / f"plugin_{t}", format="peft")
+    if as_json: return _json({"topics": _records(found.table()), "documents": documents, "note": found.note})
+    _table(found.table().reset_index().to_dict("records"))
+    if found.note: _say(f"note: {found.note}")
+    typer.echo(f"\nwrote {out}: {len(texts)} documents, {len(found)} topics")
+
+def _csv(rows, path):
+    import csv
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 # %% ../nbs/09_cli.ipynb #tr288712
 def _perceptron(inputs, random_state):

@@ -6,7 +6,7 @@ Docs: https://loragrass.github.io/loragrass/report.html.md"""
 
 # %% auto #0
 __all__ = ['COLORS', 'MARKERS', 'plot_gram', 'plot_map', 'plot_angles', 'plot_evidence', 'plot_dendrogram', 'plot_spectra',
-           'plot_silhouettes', 'plot_scores', 'plot_base_spectrum', 'plot_history']
+           'plot_silhouettes', 'plot_scores', 'plot_topics', 'plot_base_spectrum', 'plot_history']
 
 # %% ../nbs/08_report.ipynb #bd3d55b4
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ from .comparing import Similarity
 from .levels import Levels
 from .lora_io import LoRA
 from .plucker import principal_angles
+from .topics import Topics
 
 # %% ../nbs/08_report.ipynb #d3d3329f
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8C8C8C") # Okabe & Ito 2008
@@ -280,6 +281,24 @@ def plot_scores(
     if len(y) <= 40: ax.set_yticks(y, [_text(f"{g} · {task}") for g, task in zip(scores.index, scores.task)])
     ax.set(xlabel="score", ylabel="group · task", ylim=(len(y) - 0.4, -0.6))
     ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    return ax
+
+# %% ../nbs/08_report.ipynb #06e00002
+@checked
+def plot_topics(
+    what:Topics, # what `TopicLoRA.topics` or `find_topics` returned
+    ax:Axes|None=None, # where to draw; default: a new figure
+)->Axes:
+    "The documents of a corpus in a plane, by topic"
+    ax, centred = _axes(ax, 3.4), what.vectors - what.vectors.mean(0)
+    share = what.map.var(0) * len(centred) / max(np.square(centred).sum(), 1e-12)
+    if (out := what.map[what.labels < 0]).size: ax.scatter(*out.T, s=16, color=COLORS[6], marker="x", linewidths=1, label="in no topic")
+    for t, name in enumerate(what.names):
+        ax.scatter(*what.map[what.labels == t].T, s=28, label=_text(name), alpha=0.85, linewidths=0, **_style(t))
+    typical = [documents[0] for documents in what.representatives(1) if documents]
+    ax.scatter(*what.map[typical].T, s=110, facecolors="none", edgecolors=matplotlib.rcParams["text.color"], linewidths=1)
+    ax.set(xlabel=f"axis 1 ({share[0]:.0%} of the spread)", ylabel=f"axis 2 ({share[1]:.0%})")
+    if len(what) <= 16: ax.legend(title="topic", fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #6e06dd79

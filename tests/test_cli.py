@@ -498,3 +498,42 @@ def test_subspaces_of_a_folder(here):
     for row, r in zip(rows, reports):
         assert row["intruders"] == r.summary().intruders and [m["verdict"] for m in row["modules"]] == list(r.table.verdict)
     assert "chance" in run("subspaces", "adapters/a0.safetensors", "--base", "base").stdout
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    "A small causal language model with its tokenizer, in a folder"
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    folder = tmp_path_factory.mktemp("language")
+    letters = {c: i for i, c in enumerate("\nabcdefghijklmnopqrstuvwxyz .")}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=len(letters), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
+    (folder / "texts").mkdir()
+    for i in range(6): (folder / "texts" / f"{i}.txt").write_text(("bake the bread with flour and knead the dough. " if i % 2 else "rain and wind bring clouds to the sky all day. ") * 3)
+    (folder / "texts" / "picture.bin").write_bytes(bytes(range(256)))
+    (folder / "texts" / "empty.txt").write_text("")
+    return folder
+
+def test_topics_of_a_folder(language, tmp_path):
+    import peft, transformers
+    out = tmp_path / "corpus"
+    result = run("topics", language / "texts", "--model", language / "model", "-o", out, "-k", 2, "--rank", 4, "--window", 64)
+    assert result.exit_code == 0 and "6 documents, 2 topics" in result.stdout and "picture.bin" in result.stderr and "empty.txt" in result.stderr
+    assert {p.name for p in out.iterdir()} == {"topic_lora.json", "topic_lora.safetensors", "topics.csv", "documents.csv", "map.png", "plugin_0", "plugin_1"}
+    base, tokenizer = transformers.AutoModelForCausalLM.from_pretrained(language / "model"), transformers.AutoTokenizer.from_pretrained(language / "model")
+    assert lg.TopicLoRA.load(out, base, tokenizer).vectors_.shape[0] == 6
+    peft.PeftModel.from_pretrained(base, out / "plugin_1")
+    again = run("topics", language / "texts", "--model", language / "model", "-o", out)
+    assert again.exit_code == 1 and "holds a corpus already" in again.stderr
+    forced = run("topics", language / "texts", "--model", language / "model", "-o", out, "-k", 2, "--rank", 4, "--window", 64, "--force", "--json")
+    assert forced.exit_code == 0 and len(json.loads(forced.stdout)["documents"]) == 6
+
+def test_topics_says_what_is_missing(language, tmp_path):
+    for args, message in ((["nowhere", "--model", language / "model"], "No such file"), ([language / "texts", "--model", tmp_path / "nowhere"], "there is no"), ([language / "texts" / "0.txt", "--model", language / "model"], "1 texts"),
+                          ([language / "texts", "--model", language / "model", "--target-modules", "query", "--window", "64"], "matches no linear layer")):
+        result = run("topics", *args, "-o", tmp_path / "out")
+        assert result.exit_code == 1 and message in result.stderr and not (tmp_path / "out").exists()
