@@ -50,7 +50,10 @@ def _orders(z, n_permutations, random_state, exact):
     N, block = len(z), max(1, 2 ** 22 // len(z))
     values, counts = z.unique(return_counts=True)
     rows, g = _all_orders(values, counts.tolist()), torch.Generator().manual_seed(random_state)
-    while exact and (some := list(islice(rows, block))): yield torch.stack(some)
+    while exact:
+        some = list(islice(rows, block))
+        if not some: break
+        yield torch.stack(some)
     for start in range(0, 0 if exact else n_permutations, block):
         some = min(block, n_permutations - start)
         yield z[torch.rand(some, N, generator=g, dtype=torch.float64).argsort(-1)]
@@ -78,7 +81,7 @@ class TwoSampleTest:
     "How different two groups are, and how often that is so by chance; for a batch, tensors of the batch's shape"
     p_value: float|Tensor # share of groupings of these points that are as different, the given one included
     statistic: float|Tensor # the energy distance of the groups
-    effect: float|Tensor # 1 − mean distance within groups / between them: about 0 where alike, 1 where each is one point
+    effect: float|Tensor # 1 − mean distance within groups / between: about 0 where alike, 1 where each is one point
     n_permutations: int # groupings beside the given one
     exact: bool # all that there are; else random ones
     smallest_p: float # with so few points or permutations, p cannot be smaller
@@ -265,7 +268,8 @@ def geodesic_regression(
     given = as_basis(X, "X").detach()
     if given.ndim < 3: raise ValueError(f"X has shape {tuple(given.shape)}; expected a stack (N, ..., n, k)")
     t, center, scale = _numbers(t, len(given))
-    (N, *batch, n, k), X = given.shape, given.double()
+    N, *batch, n, k = given.shape
+    X = given.double()
     basis = torch.linalg.qr(X.movedim(0, -2).flatten(-2))[0] if n > N * k else None
     if basis is not None: X = basis.mT @ X
     mean = karcher_mean(X)
@@ -276,7 +280,8 @@ def geodesic_regression(
         point, velocity, residual, norm, n_iter = _fit_curve(X, z, mean.mean, (z * logs).mean(0), tol, max_iter)
     if basis is not None: point, velocity = basis @ point, basis @ velocity
     about = GR.dist2(mean.mean, X).mean(0)
-    r2, plain = torch.where(about > 0, 1 - residual / torch.where(about > 0, about, 1.), 0.).clamp(min=0), in_shape(tuple(batch))
+    r2 = torch.where(about > 0, 1 - residual / torch.where(about > 0, about, 1.), 0.).clamp(min=0)
+    plain = in_shape(tuple(batch))
     return GeodesicRegression(
         point.to(given.dtype), (velocity / scale).to(given.dtype), center, plain(r2), plain(residual), plain(about),
         plain(chance.p_value), chance.n_permutations, chance.smallest_p, plain(norm <= tol), n_iter, plain(norm))
@@ -379,6 +384,18 @@ def _moments(kappa, n, k, X, g, sweeps):
     for _ in range(sweeps): X = _sweep(X, F.expand(len(X), n, -1), g)
     return X, X[:, :len(kappa)].square().sum(-1)
 
+def _likeliest(target, tied, beta, S, g, steps):
+    "The concentration by Newton's method, a mean over the second half of the steps; and ‖mᵢᵀX‖² of draws with it"
+    _, n, k = S.shape
+    path = []
+    for step in range(steps):
+        S, h = _moments(tied @ beta, n, k, S, g, 4 if step else 20)
+        cov = torch.cov((h @ tied).T).reshape(len(beta), -1)
+        newton = torch.linalg.solve(cov, (target - h.mean(0)) @ tied)
+        beta = torch.maximum(torch.minimum(beta + newton, 2 * beta + 1), beta / 2)
+        path.append(beta)
+    beta = torch.stack(path[steps // 2:]).mean(0)
+    return beta, _moments(tied @ beta, n, k, S, g, 4)[1]
 @torch.no_grad()
 @checked
 def fit_matrix_langevin(
@@ -388,13 +405,14 @@ def fit_matrix_langevin(
     steps:int=12, # of Newton's method
     random_state:int=0, # of the draws
 )->MatrixLangevinFit:
-    "The matrix Langevin law of subspaces, by Monte Carlo maximum likelihood around the chordal mean (Geyer & Thompson 1992)"
+    "The matrix Langevin law of subspaces: Monte Carlo maximum likelihood (Geyer & Thompson 1992), the mode chordal"
     given = as_basis(X, "X")
     if given.ndim != 3 or len(given) < 2 or given.shape[1] == given.shape[2]:
         raise ValueError(f"X has shape {tuple(given.shape)}; expected a stack (N, n, k), N ≥ 2, k < n")
     if draws < 50 or steps < 2: raise ValueError(f"draws={draws}, steps={steps}; expected 50 and 2 or more")
     X = given.detach().cpu().double()
-    (N, n, k), mode = X.shape, chordal_mean(X).mean
+    N, n, k = X.shape
+    mode = chordal_mean(X).mean
     shares = (mode.mT @ X).square().sum(-1).mean(0)
     if 1 - shares.max() < 1e-12:
         raise ValueError("all points contain one direction; no concentration is large enough for it")
@@ -403,16 +421,9 @@ def fit_matrix_langevin(
     rest = (k - target.sum()) / (n - k)
     kappa = (k / 2 * (1 / rest - 1 / target)).clamp(min=0)
     tied = (torch.ones(k, 1) if shared else torch.eye(k)).double()
-    g, beta, path = torch.Generator().manual_seed(random_state), kappa[:1] if shared else kappa, []
+    g = torch.Generator().manual_seed(random_state)
     S = torch.linalg.qr(torch.randn(draws, n, k, generator=g, dtype=X.dtype))[0]
-    for step in range(steps):
-        S, h = _moments(tied @ beta, n, k, S, g, 4 if step else 20)
-        cov = torch.cov((h @ tied).T).reshape(len(beta), -1)
-        newton = torch.linalg.solve(cov, (target - h.mean(0)) @ tied)
-        beta = torch.maximum(torch.minimum(beta + newton, 2 * beta + 1), beta / 2)
-        path.append(beta)
-    beta = torch.stack(path[steps // 2:]).mean(0)
-    S, h = _moments(tied @ beta, n, k, S, g, 4)
+    beta, h = _likeliest(target, tied, kappa[:1] if shared else kappa, S, g, steps)
     error = (torch.linalg.inv(torch.cov((h @ tied).T).reshape(len(beta), -1)).diagonal() / N).sqrt()
     def out(v): return (tied @ v).to(given)
     law = MatrixLangevin(mode.to(given), out(beta))
