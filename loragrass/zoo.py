@@ -76,7 +76,9 @@ class ResidualMLP(nn.Module):
     def __init__(self, width:int=256, depth:int=3):
         super().__init__()
         self.inp = nn.Linear(64, width)
-        self.blocks = nn.ModuleList(nn.ModuleDict({"fc1": nn.Linear(width, width), "fc2": nn.Linear(width, width)}) for _ in range(depth))
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            self.blocks.append(nn.ModuleDict({"fc1": nn.Linear(width, width), "fc2": nn.Linear(width, width)}))
         self.head = nn.Linear(width, 10)
         self.adapted = ["inp", *(f"blocks.{i}.{fc}" for i in range(depth) for fc in ("fc1", "fc2"))]
 
@@ -98,12 +100,12 @@ class ResidualMLP(nn.Module):
 
 # %% ../nbs/03f_zoo.ipynb #fb0bfb5a
 def _noised(images, t, noise):
-    "Images (..., 64) in [0, 1] at noise levels (..., 1) → what the denoiser sees (..., 72), what it should say (..., 64)"
+    "Images (..., 64) in [0, 1] at noise levels (..., 1) → what the denoiser sees (..., 72) and should say (..., 64)"
     clean, phase = 2 * images - 1, t * math.pi * 2 ** torch.arange(4)
     return torch.cat([(1 - t) * clean + t * noise, phase.sin(), phase.cos()], -1), clean
 
 class Denoiser(nn.Module):
-    "The base model of the zoo \"concepts\": 64 noisy pixels and 8 numbers for the noise level → 64 clean pixels, 3 linear layers to adapt"
+    "The base model of the zoo \"concepts\": 64 noisy pixels, 8 numbers for their noise → 64 pixels, 3 layers to adapt"
     tasks = tuple(range(10))
 
     def __init__(self, width:int=128):
@@ -136,7 +138,9 @@ class Zoo:
     base: ResidualMLP | Denoiser
 
     @property
-    def tasks(self)->list: "The tasks, in order of appearance"; return self.labels.task.drop_duplicates().tolist()
+    def tasks(self)->list:
+        "The tasks, in order of appearance"
+        return self.labels.task.drop_duplicates().tolist()
 
     def evaluate(self,
         lora:LoRA|None, # an adapter; `None` is the base model alone
@@ -144,7 +148,8 @@ class Zoo:
         split:str="test", # part of the digits
     )->float: # "tasks": accuracy in [0, 1]; "concepts": share of the base model's error that is gone, at most 1
         "How good the base model with this adapter is at a task"
-        if task not in self.base.tasks: raise ValueError(f"no task {task!r}; there are {', '.join(map(str, self.base.tasks))}")
+        if task not in self.base.tasks:
+            raise ValueError(f"no task {task!r}; there are {', '.join(map(str, self.base.tasks))}")
         with torch.no_grad(): return self.base.score(lora, task, split)
 
 # %% ../nbs/03f_zoo.ipynb #e3462eb9
@@ -152,9 +157,11 @@ _AGAIN = "Get the zoo again, or write it with train_zoo"
 
 def _labels(path):
     "The table of a zoo, and the class of its base model"
-    expect((size := path.stat().st_size) <= 1 << 24, f"{size:,} bytes", "a table of at most 16 MiB", path, _AGAIN)
+    size = path.stat().st_size
+    expect(size <= 1 << 24, f"{size:,} bytes", "a table of at most 16 MiB", path, _AGAIN)
     try: labels = pd.read_csv(path, dtype={"name": str}, keep_default_na=False)
-    except (ValueError, RecursionError) as e: expect(False, f"no table ({str(e)[:100]})", "comma-separated values", path, _AGAIN)
+    except (ValueError, RecursionError) as e:
+        expect(False, f"no table ({str(e)[:100]})", "comma-separated values", path, _AGAIN)
     lacking = [column for column in ("name", "task", "rank") if column not in labels]
     expect(len(labels) > 0 and not lacking, f"{len(labels)} rows, without {', '.join(lacking) or 'an adapter'}",
            "a row for each adapter, with name, task and rank", path, _AGAIN)
@@ -174,7 +181,8 @@ def _base(path, model):
     file, wanted = saved_file(path, _AGAIN), {key: tuple(t.shape) for key, t in model.state_dict().items()}
     for key in dict.fromkeys([*wanted, *file]):
         came = file.entries[key].shape if key in file else "missing"
-        expect(came == wanted.get(key), f"{key} is {came}", f"{wanted.get(key, 'no such tensor')} in a {type(model).__name__}", path, _AGAIN)
+        expect(came == wanted.get(key), f"{key} is {came}", f"{wanted.get(key, 'no such tensor')} in a "
+                                                            f"{type(model).__name__}", path, _AGAIN)
     return saved_tensors(file, _AGAIN)
 
 def _adapts(lora, rank, model):
@@ -194,7 +202,8 @@ def load_zoo(
     "Real adapters with their base model and data, from files"
     path = Path(str(files("loragrass"))) / "data" / name if name in SHIPPED else Path(name)
     if not (path / "labels.csv").is_file():
-        raise ValueError(f"{name}: neither a zoo that comes with the package ({', '.join(SHIPPED)}) nor a folder with a labels.csv, as train_zoo writes it")
+        raise ValueError(f"{name}: neither a zoo that comes with the package ({', '.join(SHIPPED)}) nor a folder with "
+                         "a labels.csv, as train_zoo writes it")
     labels, Model = _labels(path / "labels.csv")
     base = Model() # type: ignore
     base.load_state_dict(_base(path / "base.safetensors", base))
@@ -208,12 +217,17 @@ def _optimize(params, loss, lr, steps, progress, desc):
     optimizer = torch.optim.AdamW(params, lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for step in tqdm(range(steps), desc=desc, disable=not progress):
-        optimizer.zero_grad(); loss(step).backward(); optimizer.step(); schedule.step()
+        optimizer.zero_grad()
+        loss(step).backward()
+        optimizer.step()
+        schedule.step()
 
 def _pretrain(Model, steps, seed, progress):
     "A base model from scratch"
     g = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(): torch.manual_seed(seed); base = Model()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        base = Model()
     data = digits("pretrain")
     _optimize(base.parameters(), lambda _: base.pretraining_loss(*data, g), 2e-3, steps, progress, "base model")
     return base.eval().requires_grad_(False)
@@ -227,15 +241,20 @@ class _Factors(NamedTuple):
 def _generator(*key): return torch.Generator().manual_seed(zlib.crc32("/".join(map(str, key)).encode()))
 
 def _fresh_factors(base, jobs, rank, initial, scale=2.0):
-    "Module → factors of all adapters, B = 0 and A = `initial(rank, n, generator)`, drawn from the adapter's name or from what it shares"
+    "Module → factors of all adapters: B = 0, A = `initial(rank, n, generator)`, seeded by its name or what it shares"
     keys = [job.init if job.init.startswith("shared") else job.name for job in jobs.itertuples()]
-    shapes = {m: base.get_submodule(m).weight.shape for m in base.adapted}
-    return {m: _Factors(torch.zeros(len(jobs), rows, rank, requires_grad=True),
-                        torch.stack([initial(rank, n, _generator(key, m, rank)) for key in keys]).requires_grad_(), scale) for m, (rows, n) in shapes.items()}
+    factors = {}
+    for m in base.adapted:
+        rows, n = base.get_submodule(m).weight.shape
+        up = torch.zeros(len(jobs), rows, rank, requires_grad=True)
+        down = torch.stack([initial(rank, n, _generator(key, m, rank)) for key in keys]).requires_grad_()
+        factors[m] = _Factors(up, down, scale)
+    return factors
 
 def _apart(jobs, factors):
     "Name and factors of each adapter"
-    for i, name in enumerate(jobs.name): yield name, {m: _Factors(f.up[i].detach(), f.down[i].detach(), f.scale) for m, f in factors.items()}
+    for i, name in enumerate(jobs.name):
+        yield name, {m: _Factors(f.up[i].detach(), f.down[i].detach(), f.scale) for m, f in factors.items()}
 
 # %% ../nbs/03f_zoo.ipynb #d696afe8
 def _task_jobs(n, steps):
@@ -248,30 +267,34 @@ def _tune_tasks(base, jobs, rank, steps, progress):
     "Train one adapter a row of `jobs`, all of the same rank, at once"
     factors = _fresh_factors(base, jobs, rank, lambda r, n, g: (2 * torch.rand(r, n, generator=g) - 1) / math.sqrt(n))
     images, labels = digits("tune")
-    data, streams = {t: TASKS[t](images).flatten(1) for t in jobs.task.unique()}, [torch.Generator().manual_seed(int(s)) for s in jobs.seed]
+    data = {t: TASKS[t](images).flatten(1) for t in jobs.task.unique()}
+    streams = [torch.Generator().manual_seed(int(s)) for s in jobs.seed]
     def loss(_):
         rows = [torch.randint(len(labels), (64,), generator=g) for g in streams]
         logits = base(torch.stack([data[t][i] for t, i in zip(jobs.task, rows)]), factors)
         return F.cross_entropy(logits.flatten(0, 1), labels[torch.cat(rows)], reduction="sum") / 64
-    _optimize([p for f in factors.values() for p in (f.up, f.down)], loss, 5e-3, steps, progress, f"rank {rank}, {len(jobs)} adapters")
+    params = [p for f in factors.values() for p in (f.up, f.down)]
+    _optimize(params, loss, 5e-3, steps, progress, f"rank {rank}, {len(jobs)} adapters")
     return _apart(jobs, factors)
 
 # %% ../nbs/03f_zoo.ipynb #8af83f1d
 def _concept_jobs(n, steps, inits=("independent",), ranks=(4,)):
-    "One row an adapter of the zoo \"concepts\"; where n is a multiple of 20, every fold has each init and each rank equally often"
+    "One row an adapter of the zoo \"concepts\"; with n a multiple of 20, a fold has all inits and ranks equally often"
     rows = []
     for digit in range(10):
         for i in range(n):
-            u, (block, fold) = torch.rand(3, generator=_generator(f"{digit}-{i}")).tolist(), divmod(i, 5)
+            u, block, fold = torch.rand(3, generator=_generator(f"{digit}-{i}")).tolist(), i // 5, i % 5
+            lr, some_steps = round(3e-4 * 10 ** u[0], 6), steps // 4 + int(u[1] * (steps - steps // 4 + 1))
             rows.append((f"{digit}-{i}", digit, fold, inits[block % len(inits)], ranks[block % len(ranks)],
-                         round(3e-4 * 10 ** u[0], 6), steps // 4 + int(u[1] * (steps - steps // 4 + 1)), 2 + int(u[2] * 7)))
+                         lr, some_steps, 2 + int(u[2] * 7)))
     return pd.DataFrame(rows, columns=["name", "task", "fold", "init", "rank", "lr", "steps", "n_images"])
 
 def _seen(job, steps, batch=8):
-    "What an adapter of the zoo \"concepts\" sees in `steps` steps, and what it should say: (steps, batch, 72), (steps, batch, 64)"
+    "What an adapter of \"concepts\" sees in `steps` steps, and should say: (steps, batch, 72), (steps, batch, 64)"
     images, labels = digits("tune")
     g, pool = _generator(job.name, "images"), images[labels == job.task].flatten(1)[job.fold::5]
-    rows = torch.randperm(len(pool), generator=g)[:job.n_images][torch.randint(job.n_images, (steps, batch), generator=g)]
+    some = torch.randperm(len(pool), generator=g)[:job.n_images]
+    rows = some[torch.randint(job.n_images, (steps, batch), generator=g)]
     return _noised(pool[rows], torch.rand(steps, batch, 1, generator=g), torch.randn(steps, batch, 64, generator=g))
 
 # %% ../nbs/03f_zoo.ipynb #ce45e29c
@@ -280,14 +303,16 @@ def _tune_concepts(base, jobs, rank, steps, progress, scale=2.0):
     factors = _fresh_factors(base, jobs, rank, lambda r, n, g: torch.randn(r, n, generator=g) / r, scale)
     params = [p for f in factors.values() for p in (f.up, f.down)]
     means, squares = ([torch.zeros_like(p) for p in params] for _ in range(2))
-    x, y = (torch.stack(parts, 1) for parts in zip(*(_seen(job, steps) for job in jobs.itertuples()))) # (steps, N, batch, ...)
+    seen, said = zip(*(_seen(job, steps) for job in jobs.itertuples()))
+    x, y = torch.stack(seen, 1), torch.stack(said, 1) # (steps, N, batch, ...)
     lr, last = (torch.tensor(jobs[c].to_numpy(copy=True), dtype=torch.float32)[:, None, None] for c in ("lr", "steps"))
     for step in tqdm(range(steps), desc=f"rank {rank}, {len(jobs)} adapters", disable=not progress):
         grads = torch.autograd.grad(F.mse_loss(base(x[step], factors), y[step]) * len(jobs), params)
         rate, t = lr * (step < last), step + 1
         with torch.no_grad():
             for p, g, m, v in zip(params, grads, means, squares):
-                m.lerp_(g, 0.1); v.lerp_(g * g, 0.001)
+                m.lerp_(g, 0.1)
+                v.lerp_(g * g, 0.001)
                 p -= rate * (m / (1 - 0.9 ** t)) / ((v / (1 - 0.999 ** t)).sqrt() + 1e-8)
     return _apart(jobs, factors)
 
@@ -304,14 +329,17 @@ class _Recipe(NamedTuple):
 RECIPES = {"tasks": _Recipe(ResidualMLP, _task_jobs, _tune_tasks, 4, 1200, 200, torch.float32)}
 RECIPES["concepts"] = _concepts = _Recipe(Denoiser, _concept_jobs, _tune_concepts, 20, 1500, 80, torch.float16)
 RECIPES["concepts-shared"] = _concepts._replace(jobs=partial(_concept_jobs, inits=("shared-0", "shared-1")))
-RECIPES["concepts-rank1"] = _concepts._replace(jobs=partial(_concept_jobs, ranks=(1,)), tune=partial(_tune_concepts, scale=1.0))
+RECIPES["concepts-rank1"] = _concepts._replace(jobs=partial(_concept_jobs, ranks=(1,)),
+                                               tune=partial(_tune_concepts, scale=1.0))
 RECIPES["concepts-mixed"] = _concepts._replace(jobs=partial(_concept_jobs, ranks=(1, 2, 4, 8)))
 
 # %% ../nbs/03f_zoo.ipynb #8b613c50
 def _write_peft(folder, factors, base, dtype):
     "What PEFT's `save_pretrained` would have written: the raw factors"
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"base_model.model.{m}.lora_{side}.weight": t.to(dtype).contiguous() for m, f in factors.items() for side, t in (("A", f.down), ("B", f.up))}
+    sides = {"A": "down", "B": "up"}
+    tensors = {f"base_model.model.{m}.lora_{side}.weight": getattr(f, factor).to(dtype).contiguous()
+               for m, f in factors.items() for side, factor in sides.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
     some = next(iter(factors.values()))
     config = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base,
@@ -328,15 +356,17 @@ def train_zoo(
     random_state:int=0, # of the base model; adapters are seeded by their names
     progress:bool=False, # show a progress bar
 )->Zoo:
-    "Train a zoo from scratch, \"tasks\" in about a minute and \"concepts\" in seconds on one core, and write it as files"
+    "Train a zoo from scratch and write it as files: \"tasks\" in a minute, \"concepts\" in seconds on one core"
     if name not in RECIPES: raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     recipe, path, threads = RECIPES[name], Path(path), torch.get_num_threads()
-    if not isinstance(base, recipe.Model | None): raise ValueError(f"base is a {type(base).__name__}; the zoo {name!r} adapts a {recipe.Model.__name__}")
+    if not isinstance(base, recipe.Model | None):
+        raise ValueError(f"base is a {type(base).__name__}; the zoo {name!r} adapts a {recipe.Model.__name__}")
     steps = recipe.steps if steps is None else steps
+    pretrain_steps = recipe.pretrain_steps if pretrain_steps is None else pretrain_steps
     jobs = recipe.jobs(recipe.n if n is None else n, steps)
     torch.set_num_threads(1) # many small products: two threads on two busy cores take twenty times longer
     try:
-        if base is None: base = _pretrain(recipe.Model, recipe.pretrain_steps if pretrain_steps is None else pretrain_steps, random_state, progress)
+        if base is None: base = _pretrain(recipe.Model, pretrain_steps, random_state, progress)
         for rank, group in jobs.groupby("rank"):
             for adapter, factors in recipe.tune(base, group, rank, steps, progress):
                 _write_peft(path / "adapters" / adapter, factors, f"loragrass/{name.split('-')[0]}", recipe.dtype)
