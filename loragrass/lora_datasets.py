@@ -22,7 +22,8 @@ from .module_names import canonical, guess_arch
 def _cells(column)->list[Tensor|None]:
     "One tensor a row of a column of matrices or of flat lists; None where the rows of a matrix differ in length"
     import pyarrow as pa, pyarrow.compute as pc # type: ignore[reportMissingImports]
-    lengths = lambda c: pc.list_value_length(c).fill_null(0).to_numpy(zero_copy_only=False) # type: ignore[reportAttributeAccessIssue]
+    def lengths(c):
+        return pc.list_value_length(c).fill_null(0).to_numpy(zero_copy_only=False) # type: ignore
     column = getattr(column, "storage", column) # datasets' Array2D
     heights, inner = lengths(column), column.flatten()
     if not pa.types.is_nested(inner.type): return list(_numbers(inner).split(heights.tolist()))
@@ -34,12 +35,16 @@ def _numbers(column): return torch.from_numpy(column.to_numpy(zero_copy_only=Fal
 
 # %% ../nbs/03g_lora_datasets.ipynb #fe9f96b8
 def _row_update(module, down=None, up=None):
-    if down is None or up is None: raise LoRAFormatError(f"{module} has {'no down' if down is None else 'down but no up'}; it needs both", key=module, code="E5")
+    if down is None or up is None:
+        has = "no down" if down is None else "down but no up"
+        raise LoRAFormatError(f"{module} has {has}; it needs both", key=module, code="E5")
     if down.ndim == 1: # flat
         block = module.removeprefix("unet.").partition(".attentions")[0]
         m = {"down_blocks.0": 320, "down_blocks.1": 640, "up_blocks.2": 640, "up_blocks.3": 320}.get(block, 1280)
         n = 768 if re.search(r"attn2\.to_[kv]$", module) else m
-        if len(down) % n or len(up) % m: raise ValueError(f"{module}: {len(down)} and {len(up)} numbers are no multiples of its widths in SD 1.5, {n} and {m}")
+        if len(down) % n or len(up) % m:
+            raise ValueError(f"{module}: {len(down)} and {len(up)} numbers are no multiples of its widths in SD 1.5, "
+                             f"{n} and {m}")
         down, up = down.reshape(-1, n), up.reshape(m, -1)
     return LoRAUpdate(up, down, 1.0, (len(up), down.shape[1]))
 
@@ -48,11 +53,14 @@ def _row_lora(row, name, metadata):
     "One row, key → (module, role, tensor)"
     modules:dict[str, dict[str, Tensor]] = {}
     for key, (module, role, t) in row.items():
-        if t is None or not t.numel(): raise LoRAFormatError(f"{key} is {'empty' if t is not None else 'no matrix: its rows differ in length'}", key=key, code="E6")
-        if bad := int((~t.isfinite()).sum()): raise LoRAFormatError(f"{key} holds {bad} NaN or infinite values", key=key, code="E4")
+        if t is None: raise LoRAFormatError(f"{key} is no matrix: its rows differ in length", key=key, code="E6")
+        if not t.numel(): raise LoRAFormatError(f"{key} is empty", key=key, code="E6")
+        bad = int((~t.isfinite()).sum())
+        if bad: raise LoRAFormatError(f"{key} holds {bad} NaN or infinite values", key=key, code="E4")
         modules.setdefault(canonical(module)[1][0], {})[role] = t
     updates = {m: _row_update(m, **pair) for m, pair in modules.items()}
-    return LoRA(updates, name, format="diffusers", arch=guess_arch({m: (len(u.up), u.down.shape[1]) for m, u in updates.items()}), metadata=metadata)
+    arch = guess_arch({m: (len(u.up), u.down.shape[1]) for m, u in updates.items()})
+    return LoRA(updates, name, format="diffusers", arch=arch, metadata=metadata)
 
 # %% ../nbs/03g_lora_datasets.ipynb #d47c8041
 class LoRAStream(Iterator[LoRA]):
@@ -61,14 +69,18 @@ class LoRAStream(Iterator[LoRA]):
         tables:Iterable, # of Arrow tables, one adapter a row
         name:str, # of the data set, for errors
     ):
-        self.name, self.skipped, self._row = name, [], 0 # skipped: a LoRAFormatError for each row so far that is no adapter
+        self.name, self._row = name, 0
+        self.skipped:list[LoRAFormatError] = [] # one for each row so far that is no adapter
         self._loras = (lora for table in tables for lora in self._read(table))
 
     def __next__(self): return next(self._loras)
 
     def _read(self, table):
-        tensors = {key: parsed for key in table.column_names if (parsed := parse_key(key)) and parsed[1] == "lora"}
-        if not tensors: raise LoRAFormatError(f"no LoRA columns found, such as ….lora.down.weight; first: {', '.join(table.column_names[:3])}", self.name, code="E13")
+        parsed = {key: parse_key(key) for key in table.column_names}
+        tensors = {key: said for key, said in parsed.items() if said and said[1] == "lora"}
+        if not tensors:
+            raise LoRAFormatError("no LoRA columns found, such as ….lora.down.weight; first: "
+                                  f"{', '.join(table.column_names[:3])}", self.name, code="E13")
         cells = {key: _cells(table[key].combine_chunks()) for key in tensors}
         labels = {key: table[key].to_pylist() for key in table.column_names if key not in tensors}
         for i in range(len(table)):
@@ -79,7 +91,8 @@ class LoRAStream(Iterator[LoRA]):
             except ValueError as e: self._skip(e)
 
     def _skip(self, e):
-        self.skipped.append(LoRAFormatError(f"row {self._row - 1}: {getattr(e, 'text', e)}", self.name, code=getattr(e, "code", "E6")))
+        text, code = getattr(e, "text", e), getattr(e, "code", "E6")
+        self.skipped.append(LoRAFormatError(f"row {self._row - 1}: {text}", self.name, code=code))
         warnings.warn(f"skipped {self.skipped[-1]}", stacklevel=2)
 
 # %% ../nbs/03g_lora_datasets.ipynb #3da376cd
@@ -89,13 +102,15 @@ def load_lora_dataset(
     split:str="train", # of a data set on the hub
     batch_size:int=32, # rows decoded at a time
 )->LoRAStream|LoRACollection: # both have `.skipped`: which rows were left out, and why
-    "Adapters of a table with one adapter a row; needs `pip install loragrass[hub]`; LoRAFormatError if it has no LoRA columns"
+    "Adapters of a table with one adapter a row; needs `pip install loragrass[hub]`"
     from datasets import load_dataset # type: ignore[reportMissingImports]
     local = Path(name_or_path)
     if local.exists():
-        files = sorted(p for p in (local.rglob("*") if local.is_dir() else [local]) if p.suffix in (".parquet", ".arrow"))
+        there = local.rglob("*") if local.is_dir() else [local]
+        files = sorted(p for p in there if p.suffix in (".parquet", ".arrow"))
         if not files: raise LoRAFormatError("no .parquet or .arrow file here", local, code="E13")
-        rows = load_dataset(files[0].suffix[1:], split=split, streaming=True, data_files={split: [str(p) for p in files]})
+        named = {split: [str(p) for p in files]}
+        rows = load_dataset(files[0].suffix[1:], split=split, streaming=True, data_files=named)
     else: rows = load_dataset(str(name_or_path), split=split, streaming=streaming)
     stream = LoRAStream(rows.with_format("arrow").iter(batch_size=batch_size), str(name_or_path))
     return stream if streaming else LoRACollection(list(stream), stream.skipped)
