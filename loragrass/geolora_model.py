@@ -7,18 +7,18 @@ Docs: https://loragrass.github.io/loragrass/geolora_model.html.md"""
 # %% auto #0
 __all__ = ['TRUNCATIONS', 'GeoLoRAConfig', 'GeoLoRALinear', 'layers_of', 'GeoLoRAModel', 'GeoLoRAOptimizer']
 
-# %% ../nbs/07a_geolora_model.ipynb #6b05fbf6
+# %% ../nbs/07a_geolora_model.ipynb #7d9ffc9b
 import math, re, warnings, weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .geolora import adam_direction, budget_ranks, least_rank, new_directions, stepped
+from .geolora import adam_direction, budget_ranks, least_rank, new_directions, stepped, transport
 from .lora_io import LoRA, LoRAUpdate
 from .module_names import canonical
 
@@ -91,12 +91,13 @@ def _global_budget(spectra, prices, most, c):
 
 TRUNCATIONS = {"local_threshold": _local_threshold, "fixed_rank": _fixed_rank, "global_budget": _global_budget}
 
-# %% ../nbs/07a_geolora_model.ipynb #dce17a70
+# %% ../nbs/07a_geolora_model.ipynb #fe6e335c
 class _Adapted(torch.autograd.Function):
-    "y + x V diag(s) Uᵀ, where the gradient of U is G V and that of V is Gᵀ U"
+    "y + x V diag(s) Uᵀ over k columns, where the gradient of U is G V and that of V is Gᵀ U"
     @staticmethod
-    def forward(ctx, y, x, U, V, s, conv): # y (…, m) and what comes of it have their channels last; x has them where its layer has
-        U, V, s, ctx.conv = U.to(y), V.to(y), s.to(y), conv
+    def forward(ctx, y, x, U, V, s, k, conv): # y (…, m) and what comes of it have their channels last; x has them where its layer has
+        ctx.conv, ctx.capacity = conv, U.shape[1]
+        U, V, s = U[:, :k].to(y), V[:, :k].to(y), s[:k].to(y)
         z = x @ V if conv is None else torch.convolution(x, conv.kernel(V), None, *conv[1:]).movedim(1, -1)
         ctx.save_for_backward(x, z, U, V, s)
         return torch.addmm(y.flatten(0, -2), (z * s).flatten(0, -2), U.mT).view(y.shape)
@@ -108,7 +109,9 @@ class _Adapted(torch.autograd.Function):
         G_K = g.flatten(0, -2).mT @ z.flatten(0, -2)
         if ctx.conv is None: gx, G_L = (h * s) @ V.mT if needs[1] else None, x.flatten(0, -2).mT @ h.flatten(0, -2)
         else: gx, G_L = ctx.conv.backward(h, h * s, x, V, needs[1])
-        return g, gx, G_K, G_L, None, None
+        return g, gx, _widened(G_K, ctx.capacity), _widened(G_L, ctx.capacity), None, None, None
+
+def _widened(x, columns): return F.pad(x, (0, columns - x.shape[-1])) if x.shape[-1] < columns else x
 
 class _Conv(NamedTuple):
     "How a convolution slides: its kernel (in, *size), and what `torch.convolution` asks after the bias"
@@ -126,7 +129,7 @@ class _Conv(NamedTuple):
         def back(grad, *mask): return torch.ops.aten.convolution_backward(grad.movedim(-1, 1), x, self.kernel(V), None, *self[1:], mask)
         return back(hs, True, False, False)[0] if needs_x else None, back(h, False, True, False)[1].flatten(1).mT
 
-# %% ../nbs/07a_geolora_model.ipynb #ae185e61
+# %% ../nbs/07a_geolora_model.ipynb #2ad50681
 def _weight_shape(module): # → of its weight as it would be without quantisation, or None if nothing here can adapt it
     if isinstance(module, nn.modules.conv._ConvNd): return None if module.transposed or module.groups > 1 else tuple(module.weight.shape)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"): return tuple(module.weight.shape) # (in, out), of transformers
@@ -143,7 +146,6 @@ class GeoLoRALinear(nn.Module):
     s:Tensor # (capacity,) descending
     sizes:Tensor # rank and width, for a file
     base_layer:Any
-    optimizer:Any # a weak reference
 
     def __init__(self,
         base_layer:Any, # linear, `Conv1D`, or a convolution without groups
@@ -165,8 +167,8 @@ class GeoLoRALinear(nn.Module):
         self.U, self.V = (nn.Parameter(torch.zeros(rows, capacity, dtype=dtype, device=weight.device)) for rows in (m, n))
         self.register_buffer("s", torch.zeros(capacity, dtype=dtype, device=weight.device))
         self.register_buffer("sizes", torch.zeros(2, dtype=torch.long))
-        self.moved, self.optimizer = 0, lambda: None # how often a file has set the factors; who moves them
-        self.base_norm, self._conv = _norm(weight), None
+        self.moved = 0 # how often a file has set the factors
+        self.base_norm, self._conv, self.rank, self.width = _norm(weight), None, 0, 0
         if len(shape) > 2:
             pad = base_layer.padding if not isinstance(base_layer.padding, str) and base_layer.padding_mode == "zeros" else (0,) * (len(shape) - 2)
             self._conv = _Conv(shape[1:], base_layer.stride, pad, base_layer.dilation, output_padding=(0,) * (len(shape) - 2))
@@ -183,9 +185,9 @@ class GeoLoRALinear(nn.Module):
         width = len(s)
         for old, new in ((self.U, U), (self.V, V), (self.s, s)):
             old[..., :width].copy_(new)
-            old[..., width:].zero_()
+            if width < self.width: old[..., width:self.width].zero_()
+        if (rank, width) != (self.rank, self.width): self.sizes.copy_(torch.tensor([rank, width]))
         self.rank, self.width = rank, width
-        self.sizes.copy_(torch.tensor([rank, width]))
 
     @property
     def price(self)->int:
@@ -203,18 +205,15 @@ class GeoLoRALinear(nn.Module):
 
     def forward(self, x:Tensor, *args, **kwargs)->Tensor:
         y = self.base_layer(x, *args, **kwargs)
-        U, V, s = self.U, self.V, self.s
-        if torch.compiler.is_compiling(): # at capacity, where a rank that changes compiles nothing anew
-            s = s if self.training else s * (torch.arange(len(s), device=s.device) < self.sizes[0].to(s.device))
-        else:
-            k = self.width if self.training else self.rank
-            U, V, s = U[:, :k], V[:, :k], s[:k]
+        if not torch.compiler.is_compiling(): k, s = self.width if self.training else self.rank, self.s
+        else: # at capacity, where a rank that changes compiles nothing anew
+            k, s = self.capacity, self.s if self.training else self.s * (torch.arange(self.capacity, device=self.s.device) < self.sizes[0].to(self.s.device))
         x = x.to(y.dtype)
-        if self._conv is None: return _Adapted.apply(y, x, U, V, s, None)
+        if self._conv is None: return _Adapted.apply(y, x, self.U, self.V, s, k, None)
         if isinstance(self.base_layer.padding, str) or self.base_layer.padding_mode != "zeros":
             mode = self.base_layer.padding_mode
             x = F.pad(x, self.base_layer._reversed_padding_repeated_twice, mode="constant" if mode == "zeros" else mode)
-        return _Adapted.apply(y.movedim(1, -1), x, U, V, s, self._conv).movedim(-1, 1)
+        return _Adapted.apply(y.movedim(1, -1), x, self.U, self.V, s, k, self._conv).movedim(-1, 1)
 
     def __getattr__(self, name): # weight, bias, in_features, … of the layer below
         try: return super().__getattr__(name)
@@ -223,14 +222,18 @@ class GeoLoRALinear(nn.Module):
     def extra_repr(self): return f"rank={self.rank}, capacity={self.capacity}"
 
     def _load_from_state_dict(self, state, prefix, *args):
-        for name in ("U", "V", "s"): # of another capacity
-            if (t := state.get(prefix + name)) is not None and t.shape[-1] != self.capacity and int(state[prefix + "sizes"][1]) <= self.capacity:
-                state[prefix + name] = F.pad(t, (0, self.capacity - t.shape[-1]))
+        names = [prefix + name for name in ("U", "V", "s", "sizes")]
+        width = int(state[names[3]][1]) if all(name in state for name in names) else 0
+        if width > self.capacity:
+            args[-1].append(f"{prefix[:-1]} has {width} directions there, and rank_max leaves it {self.capacity} here")
+            return
+        for name in names[:3] if width else (): # of another capacity
+            state[name] = F.pad(state[name], (0, self.capacity - state[name].shape[-1]))
         super()._load_from_state_dict(state, prefix, *args)
         self.rank, self.width = self.sizes.tolist()
         self.moved += 1
 
-# %% ../nbs/07a_geolora_model.ipynb #bed18420
+# %% ../nbs/07a_geolora_model.ipynb #66bf40e1
 def layers_of(
     model:nn.Module, # with `GeoLoRALinear` layers
 )->dict[str, GeoLoRALinear]: # name → layer, in the model's order
@@ -244,6 +247,7 @@ def _matches(target, name, module):
 def _find(base, targets): # → name → module of what is to be adapted
     able = {name: module for name, module in base.named_modules() if _weight_shape(module) is not None}
     found = {name: module for name, module in able.items() if any(_matches(t, name, module) for t in targets)}
+    if not targets: raise ValueError("target_modules names no target; name a class ('Linear'), a module or the end of its name, or a regular expression")
     if idle := [t for t in targets if not any(_matches(t, name, module) for name, module in able.items())]:
         there = Counter(name.rpartition(".")[2] if not name.rpartition(".")[2].isdigit() else name for name in able)
         kinds = Counter(type(module).__name__ for module in able.values())
@@ -253,7 +257,7 @@ def _find(base, targets): # → name → module of what is to be adapted
 
 def _listed(counts): return ", ".join(f"{name} ({n})" for name, n in counts.most_common(20)) + (", …" if len(counts) > 20 else "")
 
-# %% ../nbs/07a_geolora_model.ipynb #8a956043
+# %% ../nbs/07a_geolora_model.ipynb #2447b0fa
 class GeoLoRAModel(nn.Module):
     "A model with adapters in it, whose ranks adapt: the handle to them"
     def __init__(self,
@@ -298,13 +302,36 @@ class GeoLoRAModel(nn.Module):
         "The adapters without slack, as one adapter: `save(model.to_lora(), folder, format=\"peft\")`"
         return _to_lora(self)
 
+    @classmethod
+    def from_lora(cls,
+        base:nn.Module, # of the adapter
+        lora:LoRA, # any, of any format
+        config:GeoLoRAConfig|None=None,
+    )->"GeoLoRAModel":
+        "A model that goes on from an adapter, module by module at its numerical rank, with its heads"
+        return _from_lora(cls, base, lora, config or GeoLoRAConfig())
+
+    def truncate(self,
+        tau:float|Sequence[float]|None=None, # the share of each layer's norm that may be dropped
+        rank:int|Sequence[int]|None=None, # of each layer at most
+        budget:int|Sequence[int]|None=None, # of all layers together, in the config's `budget_unit`
+        loss:Callable[[], float]|None=None, # asked in `eval()`, for the table
+    ): # a data frame: the rank of all layers, the numbers that train, the share of the norm that is dropped, the loss
+        "Cut the adapters to one value, or say what each of a list would leave and cut nothing"
+        return _truncate(self, loss, dict(tau=tau, rank=rank, budget=budget))
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        try: return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error: raise ValueError(f"this state is not of this model: {error}") from None
+
     def merge(self)->nn.Module:
         "The base, its weights updated and its layers plain again; this handle has nothing left to hold"
         return _merge(self)
 
-# %% ../nbs/07a_geolora_model.ipynb #da4a57b5
+# %% ../nbs/07a_geolora_model.ipynb #a7fcd99a
 def _check_base(base):
     if not isinstance(base, nn.Module): raise ValueError(f"base is a {type(base).__name__}; expected a torch.nn.Module")
+    if _weight_shape(base) is not None: raise ValueError(f"base is a {type(base).__name__} itself, with no place to put an adapter into; wrap it: nn.Sequential(base)")
     if layers_of(base): raise ValueError(f"{next(iter(layers_of(base)))} is adapted already; take the GeoLoRAModel that did it, or its .merge() first")
     if odd := [name for name, module in base.named_modules() if hasattr(module, "base_layer")]:
         raise ValueError(f"{odd[0]} is a {type(base.get_submodule(odd[0])).__name__} that wraps another layer: merge or unload its adapter first (merge_and_unload() in PEFT)")
@@ -335,15 +362,19 @@ def _replace(base, name, module):
     parent, _, child = name.rpartition(".")
     setattr(base.get_submodule(parent), child, module)
 
-def _serve_checkpointing(base):
+class _AskForGradients:
     "Reentrant checkpointing drops gradients unless an input has one: the embeddings' output then asks for it"
-    if not hasattr(base, "is_gradient_checkpointing") or not hasattr(base, "get_input_embeddings"): return
-    def ask(module, args, out):
-        if base.is_gradient_checkpointing and base.training and torch.is_grad_enabled(): out.requires_grad_(True)
-    try: base.get_input_embeddings().register_forward_hook(ask)
-    except (NotImplementedError, AttributeError): pass # no embeddings: its inputs are up to the caller
+    def __init__(self, base): self.base = base
 
-# %% ../nbs/07a_geolora_model.ipynb #d3a86d89
+    def __call__(self, module, args, out):
+        checkpoints = self.base.training and torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", False) for m in self.base.modules())
+        if checkpoints and isinstance(out, Tensor): out.requires_grad_(True)
+
+def _serve_checkpointing(base):
+    try: base.get_input_embeddings().register_forward_hook(_AskForGradients(base))
+    except (AttributeError, NotImplementedError): pass # no embeddings: its inputs are up to the caller
+
+# %% ../nbs/07a_geolora_model.ipynb #74ac190f
 def _to_lora(model):
     updates, heads = {}, {}
     for name, layer in model.layers.items():
@@ -369,7 +400,51 @@ def _merge(model):
         _replace(model.base, name, layer.base_layer)
     return model.base
 
-# %% ../nbs/07a_geolora_model.ipynb #9fed1880
+# %% ../nbs/07a_geolora_model.ipynb #196b82c3
+def _from_lora(cls, base, lora, config):
+    names = {canonical(f"base_model.model.{name}")[1][0]: name for name, module in base.named_modules() if _weight_shape(module) is not None}
+    if odd := [m for m in lora if m not in names]:
+        raise ValueError(f"{len(odd)} of {len(lora)} modules of the adapter are not in this base, first {odd[0]}; the base has {', '.join(list(names)[:5]) or 'no layer that can be adapted'}, …")
+    svds = {names[m]: u.svd() for m, u in lora.items()}
+    if not any(len(svd.S) for svd in svds.values()): raise ValueError("this adapter has no update to go on from; GeoLoRAModel(base, config, target_modules=[…]) starts anew")
+    most = max(len(svd.S) for svd in svds.values())
+    if config.rank_max is None: config = replace(config, rank_max=max(most + config.slack, 4 * config.rank_init, 32))
+    if most > config.rank_max: raise ValueError(f"the adapter has rank {most}, and rank_max={config.rank_max}; raise it, or resize(lora, rank={config.rank_max}) first")
+    heads = (lora.config or {}).get("modules_to_save") or []
+    model = cls(base, config, ["|".join(map(re.escape, svds))], heads)
+    for name, layer in model.layers.items():
+        U, S, Vh = svds[name]
+        if U.shape[0] != len(layer.U) or Vh.shape[1] != len(layer.V):
+            raise ValueError(f"{name} is {len(layer.U)} × {len(layer.V)} in this base and {len(U)} × {Vh.shape[1]} in the adapter")
+        if len(S): layer.set_factors(U, S, Vh.mT, len(S))
+    state = {key.removeprefix("base_model.model."): t for key, t in lora.passthrough.items()}
+    base.load_state_dict({key: t for key, t in state.items() if any(key.startswith(f"{name}.") for name in model.modules_to_save)}, strict=False)
+    return model
+
+def _truncate(model, loss, rules):
+    given = {name: value for name, value in rules.items() if value is not None}
+    if len(given) != 1: raise ValueError(f"truncate took {', '.join(given) or 'nothing'}; expected one of tau, rank and budget")
+    ((rule, value),) = given.items()
+    layers, c, training = list(model.layers.values()), model.config, model.base.training
+    now, rows = [layer.rank for layer in layers], []
+    spectra = [layer.s[:layer.rank].double().cpu() for layer in layers]
+    def ranks(value):
+        if rule == "rank": return [min(value, k) for k in now]
+        if rule == "tau": return [max(int(least_rank(s, value)), min(c.rank_min, len(s))) for s in spectra]
+        return budget_ranks(spectra, [layer.price if c.budget_unit == "params" else 1 for layer in layers], value, [min(c.rank_min, k) for k in now], now)
+    model.base.eval()
+    for at, kept in [(math.nan, now), *((v, ranks(v)) for v in (value if isinstance(value, (list, tuple)) else [value]))]:
+        for layer, k in zip(layers, kept): layer.rank = k
+        dropped = sum(float(s[k:].square().sum()) for s, k in zip(spectra, kept)) / (sum(float(s.square().sum()) for s in spectra) or 1)
+        with torch.no_grad(): rows.append({rule: at, "rank": sum(kept), "n_trainable": model.n_trainable, "rel_error": dropped ** 0.5} | ({"loss": float(loss())} if loss else {}))
+    model.base.train(training)
+    for layer, k in zip(layers, now): layer.rank = k
+    if not isinstance(value, (list, tuple)):
+        for layer, k in zip(layers, kept): layer.set_factors(*(x[..., :k].clone() for x in (layer.U, layer.s, layer.V)), k)
+    import pandas as pd
+    return pd.DataFrame(rows)
+
+# %% ../nbs/07a_geolora_model.ipynb #19c72cad
 class GeoLoRAOptimizer(torch.optim.Optimizer):
     "Moves the adapters of a model by GeoLoRA's step, and what trains beside them by AdamW"
     def __init__(self,
@@ -377,16 +452,14 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         lr:float|None=None, # None: the config's
         num_training_steps:int|None=None, # where it is known, slack ends after `adapt_until` of it
     ):
-        model = getattr(model, "module", model) # of DDP
-        self.layers = layers_of(model.base if isinstance(model, GeoLoRAModel) else model)
-        _check_layers(self.layers, model)
+        self.layers = _layers_to_move(model)
         self.config, self.skipped = next(iter(self.layers.values())).config, 0
         c, factors = self.config, [p for layer in self.layers.values() for p in (layer.U, layer.V)]
         others = [p for p in model.parameters() if p.requires_grad and all(p is not q for q in factors)]
         groups = [dict(params=factors, n_steps=0, num_training_steps=num_training_steps)] + ([dict(params=others)] if others else [])
         super().__init__(groups, dict(lr=c.learning_rate if lr is None else lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay))
         self._seen, self._fresh, self._said = {name: layer.moved for name, layer in self.layers.items()}, False, set()
-        for layer in self.layers.values(): layer.optimizer = weakref.ref(self)
+        for layer in self.layers.values(): _OPTIMIZERS[layer] = weakref.ref(self)
 
     @property
     def slack(self)->int:
@@ -407,12 +480,14 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad(): loss = closure()
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not grads: return loss
-        if not torch.stack([grad.norm().to(grads[0].device) for grad in grads]).isfinite().all():
+        if not grads:
+            self._say("idle", "no adapter has a gradient, so this step moves nothing; was there a backward pass, through layers whose inputs or weights ask for gradients?")
+            return loss
+        if not torch.stack([grad.sum().to(grads[0].device) for grad in grads]).isfinite().all():
             self.skipped += 1
             self._say("skipped", "a gradient is NaN or infinite: this step is skipped, as all such will be (GeoLoRAOptimizer.skipped counts them)")
             return loss
-        self._move_adapters(self.param_groups[0])
+        with torch.autocast(grads[0].device.type, enabled=False): self._move_adapters(self.param_groups[0])
         for group in self.param_groups[1:]: _adamw(group, self.state)
         return loss
 
@@ -420,8 +495,21 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         if what not in self._said: warnings.warn(text, stacklevel=4)
         self._said.add(what)
 
+    def add_param_group(self, param_group):
+        factors = {id(p) for layer in self.layers.values() for p in (layer.U, layer.V)} if self.param_groups else set()
+        params = param_group.get("params", ())
+        if any(id(p) in factors for p in ([params] if isinstance(params, Tensor) else list(params))):
+            raise ValueError("adapters stay in one group, with one learning rate: U, s and V of a layer move together, and layers of one shape at once. Take their lr from param_groups[0]")
+        super().add_param_group(param_group)
+
     def load_state_dict(self, state_dict):
+        if "n_steps" not in state_dict["param_groups"][0]:
+            raise ValueError("this state is of another optimizer; expected the state_dict() of a GeoLoRAOptimizer")
         super().load_state_dict(state_dict)
+        for name, layer in self.layers.items():
+            for p in (layer.U, layer.V):
+                if p in self.state and len(self.state[p]["m"]) != len(p):
+                    raise ValueError(f"this state is of another model: the moments of {name} have {len(self.state[p]['m'])} rows, and the layer has {len(p)}")
         self._fresh = True # the moments belong to factors that may be loaded before or after
 
     def _move_adapters(self, group):
@@ -445,6 +533,16 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
                     self._say("capacity", f"{name} uses all of its {layer.capacity} columns, which rank_max sets: it may want more, or tau less")
 
     def _live(self): # layers that have gradients
+        params = iter(self.param_groups[0]["params"])
+        for (name, layer), U, V in zip(self.layers.items(), params, params):
+            if layer.U is not U or layer.V is not V:
+                raise ValueError(f"the parameters of {name} are others than when this optimizer was built; build it after whatever replaces them (to_empty, load_state_dict(assign=True), wrapping)")
+            if U.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"the adapter of {name} is {U.dtype}; keep adapters in float32: convert the base before GeoLoRAModel, or use autocast")
+            if layer.moved != self._seen[name] and not self._fresh:
+                for p in (U, V): self.state.pop(p, None) # a file has put other factors in the place of those that the moments are of
+            self._seen[name] = layer.moved
+        self._fresh = False
         return [layer for layer in self.layers.values() if layer.U.grad is not None]
 
     def _ranks(self, layers, spectra):
@@ -469,15 +567,15 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         for p, layer in zip(params, layers):
             if not self.state[p]: self.state[p] = dict(step=0, m=p.new_zeros(len(p), layer.width), v=p.new_zeros(len(p)))
         states, widths = [self.state[p] for p in params], [layer.width for layer in layers]
-        m = torch.stack([F.pad(state["m"][:, :width], (0, k - min(width, state["m"].shape[1]))) for state, width in zip(states, widths)])
+        m = torch.stack([_widened(state["m"][:, :width], k) for state, width in zip(states, widths)]).to(G)
         steps = torch.tensor([state["step"] + 1 for state in states], device=G.device)
-        D, m, v = adam_direction(m, torch.stack([state["v"] for state in states]), G, torch.tensor(widths, device=G.device), steps, group["betas"], group["eps"])
+        D, m, v = adam_direction(m, torch.stack([state["v"] for state in states]).to(G), G, torch.tensor(widths, device=G.device), steps, group["betas"], group["eps"])
         return D, m, v, steps.tolist()
 
     def _close(self, layers, new, moments, ranks, widths):
         (U, V, (m_K, v_K, steps), (m_L, v_L, _)), k = moments, min(max(widths), new.s.shape[-1])
         U_new, s_new, V_new = new.cut(k)
-        U_new, s_new, V_new = (F.pad(x, (0, max(widths) - k)) for x in (U_new, s_new, V_new))
+        U_new, s_new, V_new = (_widened(x, max(widths)) for x in (U_new, s_new, V_new))
         rounding = len(new.s[0]) * torch.finfo(new.s.dtype).eps * new.s.norm(dim=-1, keepdim=True)
         there = (new.s > rounding).sum(-1).tolist()
         for i, (layer, width) in enumerate(zip(layers, widths)):
@@ -487,12 +585,12 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
                 s_new[i, there[i]:] = 0
             layer.set_factors(U_new[i, :, :width], s_new[i, :width], V_new[i, :, :width], ranks[i])
         if m_K is None: return
-        m_K, m_L = m_K @ (V.mT @ V_new), m_L @ (U.mT @ U_new) # G V and Gᵀ U in the new bases
+        m_K, m_L = transport(m_K, V, V_new), transport(m_L, U, U_new)
         for i, (layer, width) in enumerate(zip(layers, widths)):
-            self.state[layer.U] = dict(step=steps[i], m=m_K[i, :, :width].clone(), v=v_K[i].clone())
-            self.state[layer.V] = dict(step=steps[i], m=m_L[i, :, :width].clone(), v=v_L[i].clone())
+            self.state[layer.U] = dict(step=steps[i], m=m_K[i, :, :width].contiguous(), v=v_K[i])
+            self.state[layer.V] = dict(step=steps[i], m=m_L[i, :, :width].contiguous(), v=v_L[i])
 
-# %% ../nbs/07a_geolora_model.ipynb #f147fe5d
+# %% ../nbs/07a_geolora_model.ipynb #243cc9fe
 def _refill(Q, k, width, g):
     "Columns k … width of Q become random directions, orthonormal to those before"
     drawn = torch.randn(len(Q), width - k, dtype=torch.float64, generator=g).to(Q)
@@ -511,9 +609,18 @@ def _adamw(group, state):
         size = (at["v"] / (1 - b2 ** at["step"])).sqrt_().add_(group["eps"])
         p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(at["m"], size, value=-group["lr"] / (1 - b1 ** at["step"]))
 
-def _check_layers(layers, model):
+_OPTIMIZERS = weakref.WeakKeyDictionary() # layer → weak reference to the optimizer that moves it
+
+def _layers_to_move(model):
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"GeoLoRAOptimizer takes the model, not its parameters or groups of them ({type(model).__name__} came): U, s and V of a layer move together. "
+                         "Heads have a group of their own afterwards: optimizer.param_groups[1]['lr'] = …")
+    layers = layers_of(model.base if isinstance(model, GeoLoRAModel) else model)
     if not layers: raise ValueError(f"{type(model).__name__} has no GeoLoRALinear layer; wrap it first: GeoLoRAModel(base, config, target_modules=[…]), then GeoLoRAOptimizer(model)")
     for name, layer in layers.items():
-        if layer.optimizer() is not None: raise ValueError("this model has a GeoLoRAOptimizer already, and two would each move the other's bases away; go on with that one, or `del` it first")
+        other = _OPTIMIZERS.get(layer)
+        if other is not None and other() is not None:
+            raise ValueError("this model has a GeoLoRAOptimizer already, and two would each move the other's bases away; go on with that one, or `del` it first")
         if not (layer.U.requires_grad and layer.V.requires_grad):
-            raise ValueError(f"U or V of {name} is frozen; call requires_grad_(True) on both, or make the GeoLoRAModel after freezing the base, which it does by itself")
+            raise ValueError(f"U or V of {name} is frozen; call requires_grad_(True) on both (GeoLoRAModel freezes the base by itself)")
+    return layers
