@@ -261,7 +261,7 @@ def names_in(
 
 def _formats(): return names_in("writers", "WRITERS")
 def _precisions(): return names_in("writers", "PRECISIONS")
-def _rules(): return names_in("merging", "RULES")
+def _rules(): return tuple(dict.fromkeys(name for page in ("rules", "entries", "merging") for name in names_in(page, "RULES")))
 def _clusterings(): return names_in("clustering", "CLUSTERINGS") + names_in("cluster_merge", "OF_ADAPTERS")
 
 # %% ../nbs/09_cli.ipynb #6c5f4f10

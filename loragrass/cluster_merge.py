@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .checks import caller_level, checked, moved, renamed
 from .clustering import CLUSTERINGS, Clusters, GrassmannKMeans, cluster_kernel, first_seen, rand_index, regrouped, sees_otherwise
 from .comparing import Similarity, by_base, check_one_base, similarity, subspaces
-from .cores import Merged, combine, for_each
+from .combining import Merged, combine, for_each
 from .levels import Levels, cluster_levels
 from .kernels import KernelHealth, kernel_health
 from .lora_io import LoRA

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import loragrass as lg
-from loragrass.cores import average_beside
+from loragrass.combining import average_beside
 from loragrass.lora_io import LoRA, LoRAUpdate
 from loragrass.merging import RULES, merge, mean_lora
 from loragrass.selection import search_combinations

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loragrass.cores import _by_cores, _by_gram
+from loragrass.combining import _batches, _Job, combine
+from loragrass.cores import _by_gram, stacked, weighted_sums
 from loragrass.lora_io import LoRA, LoRAUpdate
 from loragrass.merging import RULES, mean_lora, merge
 
@@ -236,11 +237,75 @@ def test_the_sum_is_as_good_when_adapters_share_a_side(apart):
     for side in ("up", "down"):
         us = [replace(u := update(i), **{side: getattr(update(0), side) + apart * getattr(u, side)}) for i in range(1, 5)]
         v = torch.tensor([1, -0.5, 2, 1e-3], dtype=torch.float64)
-        fast, exact = _by_gram(us, v, 3), sum(a * u.dense().double() for a, u in zip(v, us))
-        part, S = fast or _by_cores(us, v, None, 3), torch.linalg.svdvals(exact)
+        stack, exact = stacked([us]), sum(a * u.dense().double() for a, u in zip(v, us))
+        ((fast,), (part,)), S = (_by_gram(stack, v[None], 3, torch.float64), weighted_sums(stack, v[None], 3)), torch.linalg.svdvals(exact)
         expected = best(exact, min(3, int((S > 1e-5 * S[0]).sum()))) # smaller directions are rounding
         assert float((part.up @ part.down - expected).norm() / exact.norm()) < 1e-9
         if side == "up" and apart < 1e-6: assert fast is None
+
+def many(n=9, shapes=((40, 30), (30, 40)), ranks=(3, 2, 4), dtype=torch.float32):
+    "Modules of two sizes; half of each adapter is common to all"
+    def rand(*shape): return torch.randn(*shape, generator=g, dtype=dtype)
+    g = torch.Generator().manual_seed(0)
+    common = {f"m{i}": (rand(shapes[i % 2][0], max(ranks)), rand(max(ranks), shapes[i % 2][1])) for i in range(n)}
+    def own(B, A, r): return LoRAUpdate(B[:, :r] + rand(len(B), r), A[:r] + rand(r, A.shape[1]), 0.5, (len(B), A.shape[1]))
+    return [LoRA({m: own(B, A, r) for m, (B, A) in common.items()}, name=f"a{i}") for i, r in enumerate(ranks)]
+
+@pytest.mark.parametrize("rule", [None, RULES["tsv"].combine, RULES["ties"].combine])
+@pytest.mark.parametrize("weights", [[0.5, 1, 2], "agreement"])
+def test_what_is_computed_together_changes_no_result(rule, weights):
+    loras = many()
+    loras[1] = LoRA({m: u for m, u in loras[1].items() if m != "m4"}, name="lacks one") # a kind of its own
+    one, all_of = (combine(loras, weights, rule, 3, batch_bytes=size) for size in (0, 1 << 30))
+    assert list(one.lora) == list(all_of.lora) == list(loras[0]) and one.notes == all_of.notes
+    for m in one.lora: torch.testing.assert_close(one.lora[m].dense(), all_of.lora[m].dense(), rtol=1e-5, atol=1e-5)
+    for frame, other in ((one.per_module, all_of.per_module), (one.members, all_of.members)):
+        for column in set(frame) & {"rel_error", "energy", "cosine", "norm", "with_result"}: assert frame[column].to_numpy() == pytest.approx(other[column].to_numpy(), rel=1e-4, abs=1e-6)
+    again = combine(loras, weights, rule, 3)
+    for m, u in combine(loras, weights, rule, 3).lora.items(): assert torch.equal(u.up, again.lora[m].up) and torch.equal(u.down, again.lora[m].down)
+
+def test_what_is_drawn_at_a_module_depends_on_its_name_alone():
+    loras = many()
+    few = [LoRA({m: lora[m] for m in ("m7", "m2")}, name=lora.name) for lora in loras]
+    whole, part = (merge(x, 1, "dare", density=0.5, random_state=3).lora for x in (loras, few))
+    for m in part: torch.testing.assert_close(part[m].dense(), whole[m].dense(), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(merge(few, 1, "dare", random_state=4).lora["m2"].up, merge(few, 1, "dare", random_state=3).lora["m2"].up)
+
+def test_batches_are_bounded_whatever_the_kinds():
+    jobs = [_Job(f"m{i}", [], [LoRAUpdate(torch.zeros(10, 1 + i % 30), torch.zeros(1 + i % 30, 10), 1.0, (10, 10))], [True], 1) for i in range(300)]
+    for size in (0, 3000, 10 ** 9):
+        made, waiting = [], 0
+        def counted():
+            nonlocal waiting
+            for job in jobs: waiting += job.size; yield job
+        for batch in _batches(counted(), size):
+            assert waiting <= max(8 * size, jobs[29].size) + jobs[29].size and len({job.kind for job in batch}) == 1
+            assert sum(job.size for job in batch) <= size + jobs[29].size
+            waiting -= sum(job.size for job in batch)
+            made += batch
+            if not size or size == 10 ** 9: waiting = 0
+        assert sorted(job.module for job in made) == sorted(job.module for job in jobs)
+
+def test_float32_products_are_taken_where_they_are_enough():
+    loras = many(4, ((200, 120), (120, 200)), (8, 8, 8))
+    w = torch.tensor([[0.5, 0.25, 0.25]]).double()
+    stack = stacked([[lora["m0"] for lora in loras]])
+    (fast,), (part,) = _by_gram(stack, w, 8, torch.float32), weighted_sums(stack, w, 8)
+    exact = torch.einsum("i,imn->mn", w[0], torch.stack([lora["m0"].dense().double() for lora in loras]))
+    assert torch.equal(fast.up, part.up) and fast.up.dtype == torch.float32
+    lost, least = (exact - part.up @ part.down).norm(), torch.linalg.svdvals(exact)[8:].norm()
+    assert float(lost - least) < 2e-5 * float(exact.norm()) and float(part.error) ** 0.5 == pytest.approx(float(least), rel=1e-3)
+    copies = stacked([[loras[0]["m0"], replace(loras[0]["m0"], up=loras[1]["m0"].up), loras[2]["m0"]]]) # a shared A: the sum is of rank 16
+    (nothing,), (part,) = _by_gram(copies, w, 16, torch.float32), weighted_sums(copies, w, 16)
+    assert nothing is None and float(part.error / part.exact) < 1e-14
+
+def test_numbers_that_are_none_are_named():
+    bad = many()
+    bad[1]["m3"].up[2, 1] = float("nan")
+    for method in ("svd", "tsv"):
+        with pytest.raises(ValueError, match="m3 of a1 has NaN or infinite numbers"): merge(bad, 1, method)
+    large = [LoRA({"m": LoRAUpdate(torch.full((4, 1), 1e38), torch.full((1, 4), 1e-38), 1.0, (4, 4))}, name="large")] # a sum that overflows is none
+    assert float(merge(large, 1).lora["m"].norm()) == pytest.approx(4.0, rel=1e-4)
 
 @pytest.mark.parametrize("call, message", [
     (lambda: merge([], []), "at least one"),

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 import build # noqa: E402
 
-WHERE = {"RULES |=": "04c_merging", "FORMS |=": "01_kernels", "WRITERS |=": "03e_writers"}
+WHERE = {"RULES |=": "04d_rules", "FORMS |=": "01_kernels", "WRITERS |=": "03e_writers"}
 
 def examples():
     "(row, lesson) of each, from the page that people read"
@@ -60,5 +60,5 @@ def test_the_command_knows_them(theirs):
 def test_the_site_shows_them(theirs):
     site = build.Book(theirs)
     shown = {page.name: "".join(c["source"] for c in site.notebook(page)["cells"] if c["cell_type"] == "markdown") for page in site.pages}
-    assert '| `RULES["largest"]` | Yours 2026: the member of largest norm |' in shown["merging"] and '`RULES["svd"]`' in shown["merging"]
+    assert '| `RULES["largest"]` | Yours 2026: the member of largest norm |' in shown["rules"] and '`RULES["svd"]`' in shown["rules"]
     assert '| `FORMS["cauchy"]` | 1 / (1 + β(t_max − t)) |' in shown["kernels"] and '| `WRITERS["dotted"]` |' in shown["writers"]
