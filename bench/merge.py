@@ -1,9 +1,11 @@
 """Merging eight rank-16 adapters of 52 modules, against the tools people use
 
-    python bench/merge.py [mean] [ties] [tsv] [karcher] [rules] [files]      # minutes on one core
+    python bench/merge.py [mean] [ties] [tsv] [karcher] [rules] [mergekit] [files]      # minutes on one core
     KNOTS=… CORE_SPACE=… SD_SCRIPTS=… python bench/merge.py      # and with clones of gstoica27/KnOTS, apanariello4/core-space-merging, kohya-ss/sd-scripts
+    MERGEKIT=… python bench/merge.py mergekit      # a folder from which mergekit is imported; it wants versions of its own: pip install --target … mergekit
+    BEFORE=… python bench/merge.py rules      # another checkout, whose seconds go beside
 """
-import gzip, importlib, json, os, sys, tempfile, time, types, warnings
+import gzip, importlib, json, os, subprocess, sys, tempfile, time, types, warnings
 from pathlib import Path
 from unittest import mock
 
@@ -17,7 +19,7 @@ from loragrass.cluster_merge import cluster_merge
 from loragrass.formats import load_all
 from loragrass.karcher import karcher_mean
 from loragrass.lora_io import LoRA, LoRAUpdate
-from loragrass.merging import merge
+from loragrass.merging import RULES, merge
 from loragrass.writers import save
 
 N, RANK, ALPHA = 8, 16, 16
@@ -156,6 +158,12 @@ def mean():
         compare("The mean at rank 16 (reference: dense SVD in float64; medians of 3)", {
             "loragrass svd": ours("svd"), "PEFT svd": by_peft(model, "svd"), "PEFT svd, full_matrices=False": by_peft(model, "svd", svd_full_matrices=False),
             "torch.svd_lowrank of the dense mean": by_lowrank(LORAS), **optional("SD_SCRIPTS", lambda: by_kohya(folder))}, lambda x: distance(x, exact), repeats=3)
+    few, every = {name: SHAPES[name] for name in list(SHAPES)[:24]}, dict(SHAPES)
+    with mock.patch.dict(SHAPES, few, clear=True), mock.patch.object(sys.modules[__name__], "LORAS", [LoRA({m: lora[m] for m in few}, name=lora.name) for lora in LORAS]):
+        exact, model = best(), peft_model(LORAS)
+        compare("The same of 24 modules 768 × 768", {"loragrass svd": ours("svd"), "PEFT svd": by_peft(model, "svd"), "PEFT svd, full_matrices=False": by_peft(model, "svd", svd_full_matrices=False)},
+                lambda x: distance(x, exact), repeats=3)
+    assert SHAPES == every
 
 def ties(density=0.2):
     whole, model = ours("ties", rank="sum", density=density), peft_model(LORAS)
@@ -179,9 +187,40 @@ def karcher():
     table("Karcher means of 104 subspaces (the first line with cores, lift and measures)",
           [{"": name, "CPU s": t, "× ours": t / seconds["loragrass karcher"], "largest gradient": g} for (name, t), g in zip(seconds.items(), gradients)])
 
+def seconds_of(names): return medians({name: ours(name) for name in names}, 1)
+
 def rules():
-    names = ("chordal", "hosvd", "tucker", "procrustes", "sphere", "median", "tsv", "iso", "ctm", "pico", "robust", "lego")
-    table("Other rules at rank 16", [{"rule": name, "CPU s": t} for name, t in medians({name: ours(name) for name in names}, 1).items()])
+    names, there = [name for name in RULES if name not in ("cat", "karcher_median") and not RULES[name].most], {}
+    if "BEFORE" in os.environ:
+        ran = subprocess.run([sys.executable, __file__, "--seconds", *names], env=os.environ | {"PYTHONPATH": os.environ["BEFORE"]}, capture_output=True, text=True, check=True)
+        there = json.loads(ran.stdout.splitlines()[-1])
+    else: print("BEFORE is not set: seconds of another checkout are left out")
+    here = seconds_of(names)
+    table("Rules at rank 16, 52 modules", [{"rule": name, **({"before": there.get(name, "–")} if there else {}), "CPU s": t, **({"×": there[name] / t if name in there else "–"} if there else {})} for name, t in here.items()])
+
+def by_mergekit(method, names, **parameters):
+    "A rule of mergekit, on dense updates and a base model of zeros; dense matrices come out"
+    sys.path[:0] = [p for p in os.environ["MERGEKIT"].split(os.pathsep) if p not in sys.path]
+    task = importlib.import_module("mergekit.merge_methods.generalized_task_arithmetic").GTATask
+    rule = importlib.import_module("mergekit.merge_methods.registry").REGISTERED_MERGE_METHODS[method]
+    norm = importlib.import_module("mergekit.sparsify").RescaleNorm.l1 if rule.default_rescale else None
+    given = types.SimpleNamespace(data={lora.name: {"weight": 1 / N, **parameters} for lora in LORAS})
+    asked = types.SimpleNamespace(weight_info=types.SimpleNamespace(name="", is_embed=False), base_model="", tensor_parameters=given, method=rule, rescale_norm=norm, int8_mask=False,
+                                  normalize=rule.default_normalize, lambda_=1.0)
+    def one(name):
+        out = task.execute(asked, {"": torch.zeros(SHAPES[name]), **{lora.name: lora[name].dense() for lora in LORAS}})
+        return out, torch.eye(out.shape[1])
+    return lambda: {name: one(name) for name in names}
+
+def mergekit():
+    if "MERGEKIT" not in os.environ: print("MERGEKIT is not set: mergekit is left out"); return
+    names, rows = list(SHAPES)[:8], []
+    few = [LoRA({name: lora[name] for name in names}, name=lora.name) for lora in LORAS]
+    for rule, method, kw in (("svd", "task_arithmetic", {}), ("ties", "ties", {"density": 0.2}), ("dare", "dare_linear", {"density": 0.5}), ("dare_ties", "dare_ties", {"density": 0.5}),
+                             ("breadcrumbs", "breadcrumbs", {"density": 0.9, "gamma": 0.01}), ("della", "della", {"density": 0.5, "epsilon": 0.15})):
+        t = medians({"ours": lambda rule=rule, kw=kw: merge(few, 1 / N, rule, RANK, **kw), "theirs": by_mergekit(method, names, **kw)}, 1)
+        rows.append({"loragrass": rule, "CPU s": t["ours"], "mergekit": method, "CPU s, dense": t["theirs"], "×": t["theirs"] / t["ours"]})
+    table("Beside mergekit, 8 modules 768 × 768: ours an adapter of rank 16, theirs dense matrices, not cut", rows)
 
 def files(N=32, groups=4):
     "SDXL-sized files of four groups, half of each adapter common to its group: read, grouped, averaged, written"
@@ -216,8 +255,12 @@ def files(N=32, groups=4):
         {"": "the SVDs of PEFT svd alone, extrapolated from one of each shape", "CPU s": svds, "× ours": svds / ours, "peak MB": "–"}])
 
 if __name__ == "__main__":
-    machine("peft")
     LORAS = adapters()
+    if "--seconds" in sys.argv:
+        torch.set_num_threads(1)
+        print(json.dumps(seconds_of([name for name in sys.argv[2:] if name in RULES])))
+        sys.exit()
+    machine("peft")
     print(f"\n{N} adapters of rank {RANK}, 48 modules 768 × 768 and 4 of 3072 × 768; distances over all modules, relative, 1e-08 and below as 1e-08")
-    sections = {"mean": mean, "ties": ties, "tsv": tsv, "karcher": karcher, "rules": rules, "files": files}
+    sections = {"mean": mean, "ties": ties, "tsv": tsv, "karcher": karcher, "rules": rules, "mergekit": mergekit, "files": files}
     for name in sys.argv[1:] or sections: sections[name]()

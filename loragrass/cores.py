@@ -56,8 +56,9 @@ def stacked(
     "Several modules in one stack"
     here = [[u for u in updates if u is not None] for updates in modules]
     dtype = torch.float64 if any(t.dtype == torch.float64 for us in here for u in us for t in (u.up, u.down)) else torch.float32
-    up = torch.stack([torch.cat([u.up.to(dtype) for u in us], 1) for us in here])
-    down = torch.cat([u.down.to(dtype) for us in here for u in us]).view(len(here), -1, here[0][0].down.shape[1])
+    up = torch.empty(len(here), len(here[0][0].up), sum(u.rank for u in here[0]), dtype=dtype, device=here[0][0].up.device)
+    for us, out in zip(here, up): torch.cat([u.up.detach().to(dtype) for u in us], 1, out=out)
+    down = torch.cat([u.down.detach().to(dtype) for us in here for u in us]).view(len(here), -1, here[0][0].down.shape[1])
     own = torch.block_diag(*[torch.ones(1, u.rank) if u is not None else torch.ones(1, 0) for u in modules[0]])
     scales = torch.tensor([[u.scale if u is not None else 0.0 for u in updates] for updates in modules], dtype=torch.float64)
     return Stack(up, down, (scales[..., None] * own).to(up.device), modules)
@@ -67,11 +68,11 @@ def _qr(X, worst=1e5):
     "Orthonormal columns and R, of a batch (b, m, K)"
     X = X.double()
     G = X.mT @ X
-    size = G.diagonal(dim1=1, dim2=2).sqrt()
-    L, failed = torch.linalg.cholesky_ex(G / (size[:, None] * size[..., None]))
+    L, failed = torch.linalg.cholesky_ex(G)
     inverse = torch.linalg.solve_triangular(L.mT, torch.eye(L.shape[1]).to(L), upper=True)
-    if failed.any() or not (inverse.square().sum((1, 2)) < worst).all(): return torch.linalg.qr(X)
-    return X @ (inverse / size[..., None]), L.mT * size[:, None]
+    scaled = inverse.square().sum(2) * G.diagonal(dim1=1, dim2=2)
+    if failed.any() or not (scaled.sum(1) < worst).all(): return torch.linalg.qr(X)
+    return X @ inverse, L.mT
 
 def in_common_bases(
     stack:Stack, # of b modules
@@ -149,24 +150,23 @@ def _by_gram(stack, weights, rank, dtype):
     coarse, scales = dtype == torch.float32, stack.scales
     up, down = stack.up.to(dtype), stack.down.to(dtype)
     G, H = (up.mT @ up).double(), (down @ down.mT).double()
-    b = G.diagonal(dim1=1, dim2=2).sqrt()
-    L, failed = torch.linalg.cholesky_ex(G / (b[:, None] * b[..., None]).clamp_min(1e-300))
-    T = L.mT * (b * (weights[:, None] @ scales)[:, 0])[:, None]
+    L, failed = torch.linalg.cholesky_ex(G)
+    T = L.mT * (weights[:, None] @ scales)
     X = T @ H @ T.mT
     exact = X.diagonal(dim1=1, dim2=2).sum(1)
     failed = (failed > 0) | ~exact.isfinite() | (exact == 0)
-    X[failed], exact[failed] = torch.eye(X.shape[1]).to(X), 1.0 # of no use, and no trouble
+    if failed.any(): X[failed], exact[failed] = torch.eye(X.shape[1]).to(X), 1.0 # of no use, and no trouble
     U = torch.linalg.eigh((X / exact[:, None, None]).to(dtype))[1][..., -rank:].flip(2).double()
     S2 = (U * (X @ U)).sum(1)
     keep = S2 > 1e-10 * S2[:, :1]
     U, S2 = U * keep[:, None], S2 * keep
     s = S2.sqrt().clamp_min(1e-150)[:, None]
-    Q = up @ (torch.linalg.solve_triangular(L.mT, U, upper=True) / b[..., None].clamp_min(1e-300)).to(dtype)
+    Q = up @ torch.linalg.solve_triangular(L.mT, U, upper=True).to(dtype)
     off = ((Q.mT @ Q).double() - torch.diag_embed(keep.double())).abs().amax((1, 2))
     error = (exact - S2.sum(1)).clamp_min(0)
     good = ~failed & (off <= (1e-5 if coarse else 1e-10)) & (error >= (1e-4 * exact if coarse else 0))
     inner = lambda X: scales @ X @ scales.mT # sums over the blocks of two members
-    Y, Z = U.mT @ L.mT * b[:, None], H @ (T.mT @ U) / s # QᵀB, and A times the right singular vectors
+    Y, Z = U.mT @ L.mT, H @ (T.mT @ U) / s # QᵀB, and A times the right singular vectors
     kept, along = inner((Y.mT @ Y) * (Z @ Z.mT)).diagonal(dim1=1, dim2=2), (scales @ (Y.mT * s * Z).sum(2)[..., None])[..., 0]
     up, down = Q * s.sqrt().to(dtype), (U.mT @ T / s.mT.sqrt()).to(dtype) @ down
     parts = zip(up, down, error, exact, kept, inner(G * H), along, error)

@@ -1,4 +1,4 @@
-"""Published rules that put many adapters in the place of one, and a table that says when each is right
+"""`merge` and `mean_lora`, and a table that says which rule is right when
 
 Docs: https://loragrass.github.io/loragrass/merging.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://loragrass.github.io/loragrass/merging.html.md"""
 # %% auto #0
 __all__ = ['SPREAD', 'merge', 'mean_lora', 'layer_means']
 
-# %% ../nbs/04f_merging.ipynb #aff8994b
+# %% ../nbs/04f_merging.ipynb #4ac61355
 import inspect, zlib
 from collections.abc import Mapping, Sequence
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from .checks import checked
-from .combining import Merged, combine, for_each
-from .entries import RULES
+from .combining import Merged, combine, each_cores, for_each
+from .entries import RULES, least_of_all
 from .lora_io import LoRA
+from .rules import ALIASES, ELSEWHERE
 
 # %% ../nbs/04f_merging.ipynb #610d16bd
 def _generator(random_state, module):
@@ -33,28 +34,45 @@ def merge(
     rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut (rank Σr at most)
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
     name:str="merged", # of the adapter made
-    random_state:int=0, # of rules that draw: "dare", "dare_ties", "lego"
+    random_state:int=0, # of rules that draw: "dare", "della" and their like, "lego"
     progress:bool=False, # show a progress bar
     only:Mapping[str, Sequence[bool]]|None=None, # module → which of the adapters take part there (N,); default: all
-    **options, # of the rule: density (one number, or one for each adapter as weights are), coordinates, beta, count; see where it is defined
+    **options, # of the rule: density (one number, or one for each adapter as weights are), coordinates, …; the table of all rules has them
 )->Merged:
     "Many adapters in one, weights as given"
     if not len(loras): raise ValueError("nothing to merge: pass at least one adapter")
-    if method not in RULES: raise ValueError(f"method {method!r}: expected one of {', '.join(RULES)}")
-    if method == "cat" and rank not in (None, "sum"): raise ValueError(f"method 'cat' is exact, at the sum of all ranks; for rank {rank} take 'svd'")
+    name_of_rule, method = method, ALIASES.get(method, method)
+    if method not in RULES: raise ValueError(f"method {method!r}: {ELSEWHERE.get(method) or 'expected one of ' + ', '.join(RULES)}")
+    if method == "cat" and rank not in (None, "sum"): raise ValueError(f"method {name_of_rule!r} is exact, at the sum of all ranks; for rank {rank} take 'svd'")
     rule = RULES[method]
-    takes = list(inspect.signature(rule.combine).parameters)[3:]
-    if unknown := set(options) - set(takes) | set(options) & {"rng"}:
-        raise ValueError(f"method {method!r} does not know {', '.join(sorted(unknown))}; its options: {', '.join(t for t in takes if t != 'rng') or 'none'}")
-    if not isinstance(options.get("density", 1.0), float): options["density"] = for_each(options["density"], loras, "densities")
-    for number in {"beta", "count"} & set(options):
-        if not isinstance(options[number], int|float): raise ValueError(f"{number}={options[number]!r}: expected a number")
+    options = _checked_options(method, options, loras)
+    takes = inspect.signature(rule.combine).parameters
+    if options.get("trim") == "model":
+        densities = for_each(options.get("density", takes["density"].default), loras, "densities")
+        options["least"] = least_of_all(each_cores(loras, weights, only), densities, options.get("coordinates", "left"))
     def made(cores, weights, rank):
+        if rule.most and len(weights) > rule.most: raise ValueError(f"{cores.module}: method {method!r} takes {rule.most} adapters, and {len(weights)} take part; {_FOR_MORE}")
         drawn = {"rng": _generator(random_state, cores.module)} if "rng" in takes else {}
         return rule.combine(cores, weights, rank, **options, **drawn)
     merged = combine(loras, weights, None if rule.linear else made, "sum" if method == "cat" else rank, rescale, name, progress, only)
     if rule.raw: merged.notes.append(f"{method} looks at raw factors: other factors of the same updates give another result")
     return merged
+
+_FOR_MORE = "for more take 'sphere' or another, or give the others weight 0"
+_HIDDEN = {"rng", "least"} # what `merge` gives to rules
+
+def _checked_options(method, options, loras):
+    "Options that a rule knows: numbers, words, a density for each adapter"
+    takes = {n: p.default for n, p in list(inspect.signature(RULES[method].combine).parameters.items())[3:] if n not in _HIDDEN}
+    if unknown := set(options) - set(takes):
+        hint = f". {ELSEWHERE[method]}" if method in ELSEWHERE else ""
+        raise ValueError(f"method {method!r} does not know {', '.join(sorted(unknown))}; its options: {', '.join(takes) or 'none'}{hint}")
+    for option, value in options.items():
+        if option == "density" or isinstance(takes[option], str|bool) or value is takes[option]: continue
+        if isinstance(value, bool) or not isinstance(value, int|float): raise ValueError(f"{option}={value!r}: expected a number")
+    if options.get("trim", "module") not in ("module", "model"): raise ValueError(f"trim {options['trim']!r}: expected 'module' or 'model'")
+    if not isinstance(options.get("density", 1.0), float): options["density"] = for_each(options["density"], loras, "densities")
+    return options
 
 # %% ../nbs/04f_merging.ipynb #f0e44b5c
 @checked

@@ -12,7 +12,8 @@ from loragrass.merging import RULES, mean_lora, merge
 pytestmark = pytest.mark.filterwarnings("ignore::loragrass.karcher.NonUniqueMeanWarning") # random subspaces have many Karcher means
 M, N_IN, R = 14, 11, 2
 DENSITY = {m: {"density": 1.0} for m, rule in RULES.items() if "density" in inspect.signature(rule.combine).parameters}
-RANDOM, SPECTRA = {"dare", "dare_ties"}, {"tsv", "iso", "tsv_iso"}
+RANDOM, FIRST = {"dare", "dare_ties", "della", "della_linear"}, {"nearswap", "arcee_fusion"} # rules that draw; that keep near the first adapter
+SPECTRA = {"tsv", "iso", "tsv_iso", "iso_cts"}
 
 def update(seed, r=R, scale=0.5):
     g = torch.Generator().manual_seed(seed)
@@ -31,47 +32,59 @@ def run(loras, w, method, **kwargs): return merge(loras, w, method, **{**DENSITY
 
 abc = [adapter(1), adapter(2), adapter(3)]
 
+def some(method, weights): # as many adapters as the rule takes
+    n = RULES[method].most or 3
+    return abc[:n], weights[:n]
+
 @pytest.mark.parametrize("method", RULES)
 class TestEveryRule:
     def test_weight_zero_is_absent(self, method): close(run(abc, [0, 0.7, 0], method), run(abc[1:2], [0.7], method))
-    def test_weights_are_homogeneous(self, method): close(run(abc, [2, 1, 4], method), 2 * dense(run(abc, [1, 0.5, 2], method)))
+    def test_weights_are_homogeneous(self, method): close(run(*some(method, [2, 1, 4]), method), 2 * dense(run(*some(method, [1, 0.5, 2]), method)))
     def test_order(self, method):
-        if method in RANDOM: pytest.skip("draws in order")
-        close(run(abc, [1, 2, 3], method), run(abc[::-1], [3, 2, 1], method), 1e-5)
+        if method in RANDOM | FIRST: pytest.skip("draws in order, or keeps near the first")
+        loras, w = some(method, [1, 2, 3])
+        close(run(loras, w, method), run(loras[::-1], w[::-1], method), 1e-5)
     def test_gauge(self, method):
-        other = run([gauged(a, i) for i, a in enumerate(abc)], [1, 2, 3], method)
-        if RULES[method].raw: assert float((dense(other) - dense(run(abc, [1, 2, 3], method))).norm()) > 1e-2
-        else: close(other, run(abc, [1, 2, 3], method), 1e-5)
+        loras, w = some(method, [1, 2, 3])
+        other = run([gauged(a, i) for i, a in enumerate(loras)], w, method)
+        if RULES[method].raw: assert float((dense(other) - dense(run(loras, w, method))).norm()) > 1e-2
+        else: close(other, run(loras, w, method), 1e-5)
     def test_rescale(self, method):
-        norms = torch.tensor([float(a["m"].norm()) for a in abc])
-        assert float(dense(run(abc, [1, 2, 1], method, rescale="norm")).norm()) == pytest.approx(float(norms @ torch.tensor([1, 2, 1.]) / 4), rel=1e-5)
+        loras, w = some(method, [1, 2, 1])
+        mean = sum(c * float(a["m"].norm()) for c, a in zip(w, loras)) / sum(w)
+        assert float(dense(run(loras, w, method, rescale="norm")).norm()) == pytest.approx(mean, rel=1e-5)
     def test_rank(self, method):
+        loras, w = some(method, [1, 1, 1])
         if method == "cat":
-            with pytest.raises(ValueError, match="take 'svd'"): run(abc, [1, 1, 1], method, rank=1)
-        else: assert run(abc, [1, 1, 1], method, rank=1)["m"].up.shape[1] <= 1
-        assert run(abc, [1, 1, 1], method)["m"].up.shape[1] <= (6 if method == "cat" else 2)
+            with pytest.raises(ValueError, match="take 'svd'"): run(loras, w, method, rank=1)
+        else: assert run(loras, w, method, rank=1)["m"].up.shape[1] <= 1
+        assert run(loras, w, method)["m"].up.shape[1] <= (6 if method == "cat" else 2)
     def test_missing_and_zero(self, method):
         zero, other = LoRA({"m": replace(update(5), up=torch.zeros(M, R))}, name="zero"), LoRA({"x": update(4)}, name="other")
-        merged = merge([abc[0], zero, other, abc[1]], [1, 1, 1, 1], method)
-        assert all(t.isfinite().all() for u in merged.lora.values() for t in (u.up, u.down)) and any("missing" in n for n in merged.notes)
+        for loras in ([abc[0], zero], [other, abc[1]]) if RULES[method].most else ([abc[0], zero, other, abc[1]],):
+            merged = merge(loras, [1] * len(loras), method)
+            assert all(t.isfinite().all() for u in merged.lora.values() for t in (u.up, u.down)) and (zero in loras or any("missing" in n for n in merged.notes))
         assert not dense(merge([zero, zero], [1, 1], method).lora).any()
     def test_what_cancels_is_no_noise(self, method):
         opposite = LoRA({m: replace(u, up=-u.up) for m, u in abc[0].items()}, name="opposite")
         norm = float(merge([abc[0], opposite], [1, 1], method).lora["m"].norm()) / float(abc[0]["m"].norm())
-        assert method in ("polar", "procrustes", "dare", "dare_ties", "lego") or norm < 1e-6 # those turn factors, draw, or cluster them
-    def test_same_seed_same_bytes(self, method): assert torch.equal(*(merge(abc, [1, 1, 1], method).lora["m"].up for _ in range(2)))
+        assert method in {"polar", "procrustes", "lego"} | RANDOM | FIRST or norm < 1e-6 # those turn factors, cluster them, draw, or keep the first
+    def test_same_seed_same_bytes(self, method): assert torch.equal(*(merge(*some(method, [1, 1, 1]), method).lora["m"].up for _ in range(2)))
     def test_rel_error_is_of_the_exact_sum(self, method):
-        exact, merged = sum(w * dense(a) for w, a in zip((1, 2, 3), abc)), merge(abc, [1, 2, 3], method)
+        loras, w = some(method, [1, 2, 3])
+        exact, merged = sum(c * dense(a) for c, a in zip(w, loras)), merge(loras, w, method)
         assert merged.rel_error == pytest.approx(float((dense(merged.lora) - exact).norm() / exact.norm()), rel=1e-4, abs=1e-6)
         assert 0 <= merged.energy <= 1 + 1e-9
 
-@pytest.mark.parametrize("method", sorted(set(RULES) - {"iso", "tsv_iso"}))
+@pytest.mark.parametrize("method", sorted(set(RULES) - {"iso", "tsv_iso", "iso_cts", "pcb"})) # PCB drops from one as from many
 def test_one_adapter_is_itself(method): close(run(abc[:1], [1], method), abc[0], 1e-5)
 
-@pytest.mark.parametrize("method", sorted(set(RULES) - SPECTRA - {"pico"})) # TSV and Pico take what is shared for interference
-def test_copies_add_their_weights(method): close(run([abc[0]] * 3, [1, 0.5, 2], method), 3.5 * dense(abc[0]), 1e-5)
+@pytest.mark.parametrize("method", sorted(set(RULES) - SPECTRA - {"pico", "pcb"})) # TSV and Pico take what is shared for interference
+def test_copies_add_their_weights(method):
+    w = [1, 0.5, 2][:RULES[method].most]
+    close(run([abc[0]] * len(w), w, method), sum(w) * dense(abc[0]), 1e-5)
 
-@pytest.mark.parametrize("method", ["iso", "tsv_iso"])
+@pytest.mark.parametrize("method", ["iso", "tsv_iso", "iso_cts"])
 def test_an_isotropic_adapter_stays(method):
     U, V = (torch.linalg.qr(torch.randn(n, R, dtype=torch.float64, generator=torch.Generator().manual_seed(n))).Q for n in (M, N_IN))
     a = LoRA({"m": LoRAUpdate(3 * U, V.mT, 1.0, (M, N_IN))})
@@ -130,7 +143,10 @@ def test_dare_is_unbiased_with_its_variance(coordinates):
     sd = ((1 - p) / p * sum(a * a * x.square().sum() for a, x in zip(w, W))).sqrt()
     assert off < 1.5 * sd / n ** 0.5 and float((X - X.mean(0)).square().sum((1, 2)).mean().sqrt()) == pytest.approx(float(sd), rel=0.1)
 
-def test_dare_ties_keeping_all_is_election(): close(run(abc, w, "dare_ties", rank="sum"), run(abc, w, "ties", rank="sum"))
+def test_dare_ties_keeping_all_is_election():
+    close(run(abc, w, "dare_ties", rank="sum", mean=True), run(abc, w, "ties", rank="sum"))
+    X = torch.tensor([[[1., -2]], [[3., 1]], [[-1., -1]]]).double()
+    assert entries("dare_ties")(X, torch.ones(3).double(), density=1.0).tolist() == [[4, -3]] # mergekit: what agrees is summed
 
 def polar(X): U, _, Vh = torch.linalg.svd(X, full_matrices=False); return U @ Vh
 @pytest.mark.parametrize("rank, k", [(6, 2), (3, 1)])
@@ -219,6 +235,148 @@ def test_lego_puts_a_centroid_in_the_place_of_a_cluster():
     c = sum(units) / 2
     c = c * sum(u.abs().max() for u in units) / 2 / c.abs().max()
     close(one, 2 ** 0.5 * torch.outer(c[:M], c[M:]))
+
+# --- rules of two, towards the base, and in directions
+
+def unit(x): return x / x.norm()
+def test_slerp_is_on_the_great_circle():
+    a, b, t = W[0], W[1], 3 / 4
+    theta = (unit(a) * unit(b)).sum().acos()
+    close(merge(abc[:2], [0.5, 1.5], "slerp", rank="sum").lora, 2 * (((1 - t) * theta).sin() * a + (t * theta).sin() * b) / theta.sin())
+    close(merge([abc[0], scaled(abc[0], 3)], [1, 1], "slerp").lora, 4 * dense(abc[0])) # on one line there is no angle
+    with pytest.raises(ValueError, match="m: method 'slerp' takes 2 adapters, and 3 take part; for more take 'sphere'"): merge(abc, 1, "slerp")
+
+def test_multislerp_has_no_tangent_step(): # as mergekit writes it
+    U, c, norms = torch.stack([unit(x) for x in W]), torch.tensor(w).double() / sum(w), W.flatten(1).norm(dim=1)
+    mean = unit(torch.einsum("i,imn->mn", c, U))
+    step = torch.einsum("i,imn->mn", c, U - (U * mean).sum((1, 2), keepdim=True) * mean)
+    assert float(step.norm()) < 1e-12
+    close(merge(abc, w, "multislerp", rank="sum").lora, sum(w) * (c @ norms) * mean)
+
+def test_model_stock():
+    near = friends((11, 12, 13), 0.5)
+    X = torch.stack([dense(a) for a in near])
+    cos = sum(float((unit(X[i]) * unit(X[j])).sum()) for i, j in ((0, 1), (0, 2), (1, 2))) / 3
+    close(merge(near, w, "model_stock", rank="sum").lora, 3 * cos / (1 + 2 * cos) * torch.einsum("i,imn->mn", torch.tensor(w).double(), X))
+    assert cos > 0.3
+
+def test_cart():
+    mean = W.mean(0)
+    close(merge(abc, [1 / 3] * 3, "cart", rank="sum", share=0.34, strength=0.7).lora, mean + 0.7 * sum(best(x - mean, 2) for x in W))
+
+def test_iso_cts():
+    v, r, k, n = torch.tensor(w).double()[:, None, None] * W, 6, 3, 1 # of six directions half are common, one is each task's own
+    U, S, Vh = torch.linalg.svd(v.sum(0))
+    P, s, Qh = torch.linalg.svd(v - U[:, :k] @ U[:, :k].mT @ v)
+    left, right = torch.cat([U[:, :k], *P[..., :n]], 1), torch.cat([Vh[:k].mT, *Qh[:, :n].mT], 1)
+    close(merge(abc, w, "iso_cts", rank="sum", common=0.5).lora, (S[:k].sum() + s[:, :n].sum()) / r * polar(left) @ polar(right).mT)
+    close(merge(abc, w, "iso_cts", rank=2, common=1.0).lora, merge(abc, w, "iso", rank=2).lora)
+
+# --- rules of entries, each on dense entries as published, and in left coordinates
+
+def entries(name): return RULES[name].combine.entries
+def lefts():
+    U, S, Vh = torch.linalg.svd(torch.cat(list(W), 1), full_matrices=False)
+    return U[:, :6], torch.stack((S[:6, None] * Vh[:6]).split(N_IN, 1))
+def one_third(): return torch.full((3,), 1 / 3, dtype=torch.float64)
+
+@pytest.mark.parametrize("name", sorted(n for n, r in RULES.items() if hasattr(r.combine, "entries") and n not in RANDOM))
+def test_a_rule_of_entries_is_itself_in_left_coordinates(name):
+    loras, v = some(name, w)
+    U, S, Vh = torch.linalg.svd(torch.cat(list(W[:len(v)]), 1), full_matrices=False)
+    r = 2 * len(v)
+    X = torch.stack((S[:r, None] * Vh[:r]).split(N_IN, 1))
+    close(merge(loras, v, name, rank="sum").lora, U[:, :r] @ entries(name)(X, torch.tensor(v).double()))
+
+def test_frequency_counts_heads():
+    X = torch.tensor([[[-1., 1, 2]], [[-1., 1, 1]], [[5., -5, -9]]]).double()
+    assert entries("ties")(X, one_third(), density=1.0).tolist() == [[5, -5, -9]]
+    assert entries("ties")(X, one_third(), density=1.0, signs="frequency").tolist() == [[-1, 1, 1.5]]
+
+def test_magnitude_prune_and_breadcrumbs():
+    X = torch.tensor([[[1., -2, 3, -4, 5, -6, 7, -8, 9, 40]], [[10., 9, 8, 7, 6, 5, 4, 3, 2, 1]]]).double()
+    half = torch.full((2,), 0.5).double()
+    assert (2 * entries("magnitude_prune")(X, half, density=0.3)).tolist() == [[10, 9, 8, 0, 0, 0, 0, -8, 9, 40]]
+    assert (2 * entries("breadcrumbs")(X, half, density=0.3, gamma=0.1)).tolist() == [[0, 9, 8, 7, 0, 0, 7, -8, 9, 0]]
+    assert (2 * entries("breadcrumbs_ties")(X, half, density=0.3, gamma=0.1)).tolist() == [[0, 9, 8, 7, 0, 0, 7, -8, 9, 0]]
+    assert entries("magnitude_prune")(X, half, density=torch.tensor([0.1, 0.2])).tolist() == [[5, 4.5, 0, 0, 0, 0, 0, 0, 0, 20]]
+
+def test_della_keeps_the_large_more_often():
+    X = torch.tensor([[[1., -2, 3, -4, 50], [5., 4, 3, 2, 1]]]).double()
+    rng, n = torch.Generator().manual_seed(0), 4000
+    kept = sum((entries("della_linear")(X, torch.ones(1).double(), 0.5, 0.2, rng) != 0).double() for _ in range(n)) / n
+    assert kept.flatten().tolist() == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7, 0.7, 0.6, 0.5, 0.4, 0.3], abs=0.03)
+    mean = sum(entries("della_linear")(X, torch.ones(1).double(), 0.5, 0.2, rng) for _ in range(n)) / n
+    torch.testing.assert_close(mean, X[0], rtol=0.1, atol=0)
+    with pytest.raises(ValueError, match="density 0.9 and epsilon 0.2"): merge(abc, 1, "della", density=0.9, epsilon=0.2)
+
+def test_sce():
+    X = lefts()[1]
+    spread = ((X - X.mean(0)) ** 2).mean(0)
+    chosen = spread >= spread.flatten().sort().values[-20]
+    x = X * chosen
+    c = (x ** 2).mean((1, 2)) / (x ** 2).mean((1, 2)).sum()
+    agree = x.sign() == torch.where(x.sum(0) >= 0, 1, -1)
+    weights = c[:, None, None] * agree
+    expected = (x * weights).sum(0) / weights.sum(0).clamp_min(1e-6)
+    torch.testing.assert_close(entries("sce")(X, one_third(), density=20 / X[0].numel() + 1e-9), expected)
+
+def test_pcb():
+    X = lefts()[1]
+    x, n, d = X.flatten(1), 3, X[0].numel()
+    def scale(v): low, high = v.min(1, keepdim=True).values, v.max(1, keepdim=True).values; return (v - low) / (high - low)
+    balance = torch.exp(n * scale(x.abs().clamp(max=x.abs().sort(1).values[:, d - 2, None])) ** 2) * torch.tanh(x * x.sum(0)) # of 66 entries the largest is clamped
+    floor = balance.sort(1).values[:, int(0.8 * d), None]
+    s = scale(balance.clamp(min=floor))
+    expected = (x.sign() * x.abs().clamp(max=x.abs().sort(1).values[:, d - 2, None]) * s).sum(0) / s.sum(0).clamp_min(1e-12)
+    torch.testing.assert_close(entries("pcb")(X, one_third(), density=0.2), expected.view_as(X[0]))
+
+def test_nearswap_goes_no_further_than_t():
+    a, b = W[:2]
+    expected = torch.stack([x + min(max(y - x, -0.3), 0.3) for x, y in zip(a.flatten(), b.flatten())]).view_as(a)
+    torch.testing.assert_close(entries("nearswap")(W[:2], torch.tensor([0.5, 0.5]).double(), t=0.3), expected)
+    weight = (0.3 / (a - b).abs()).clamp(0, 1) # as mergekit writes it
+    torch.testing.assert_close(expected, weight * b + (1 - weight) * a)
+
+def test_arcee_fusion():
+    U, S, Vh = torch.linalg.svd(torch.cat(list(W[:2]), 1), full_matrices=False)
+    X = torch.stack((S[:4, None] * Vh[:4]).split(N_IN, 1))
+    s = X.sum((0, 2)).sign()[:, None]
+    x, y = s * X
+    p, q = y.softmax(-1) + 1e-8, x.softmax(-1) + 1e-8
+    score = (y - x).abs() * (p * (p / q).log()).sum(-1, keepdim=True)
+    v = score.flatten().sort().values
+    q1, q2, q3 = (v[int(c * (len(v) - 1))] for c in (0.25, 0.5, 0.75))
+    assert 0 < int((mask := score >= q2 + 1.5 * (q3 - q1)).sum()) < len(v)
+    close(merge(abc[:2], [0.5, 0.5], "arcee_fusion", rank="sum").lora, U[:, :4] @ (s * torch.where(mask, y, x)))
+
+def test_trimmed_over_all_modules():
+    loras = [LoRA({"m": a["m"], "n": replace(b["m"], scale=2.0)}, name=a.name) for a, b in zip(abc, abc[1:] + abc[:1])]
+    blocks = {m: torch.stack([lora[m].dense().double() for lora in loras]) for m in ("m", "n")}
+    left = {m: torch.linalg.svd(torch.cat(list(x), 1), full_matrices=False) for m, x in blocks.items()}
+    X = {m: torch.stack((S[:6, None] * Vh[:6]).split(N_IN, 1)) for m, (U, S, Vh) in left.items()}
+    whole = torch.cat([X["m"].flatten(1), X["n"].flatten(1)], 1).abs()
+    least = whole.sort(1).values[:, -int(0.3 * whole.shape[1])]
+    merged = merge(loras, w, "ties", rank="sum", density=0.3, trim="model").lora # KnOTS: entries of all modules, ranked together
+    for m in ("m", "n"): close(merged[m].dense().double(), left[m][0][:, :6] @ elected(X[m] * (X[m].abs() >= least[:, None, None]), w))
+    few = merge(loras, [1, 0, 1], "magnitude_prune", rank="sum", density=[0.3, 0.9, 0.5], trim="model").lora
+    close(few, merge(loras[::2], [1, 1], "magnitude_prune", rank="sum", density=[0.3, 0.5], trim="model").lora)
+    with pytest.raises(ValueError, match="trim 'all': expected 'module' or 'model'"): merge(loras, w, "ties", trim="all")
+    with pytest.raises(ValueError, match="share of entries"): merge(loras, w, "ties", trim="model", density=1.5)
+
+@pytest.mark.parametrize("name, same", [("task_arithmetic", "cat"), ("dare_linear", "dare"), ("nuslerp", "slerp")])
+def test_names_of_others_for_the_same(name, same): assert torch.equal(merge(abc[:2], 1, name).lora["m"].up, merge(abc[:2], 1, same).lora["m"].up)
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: merge(abc, 1, "linear"), "PEFT's 'linear' adds the factors.*Take 'svd'"),
+    (lambda: merge(abc, 1, "dare_ties_svd"), "trims entries of the dense update.*'dare_ties'"),
+    (lambda: merge(abc, 1, "karcher", max_iter=10), "does not know max_iter; its options: none. mergekit's 'karcher' is .*here 'sphere'"),
+    (lambda: merge(abc, 1, "ram"), "it is the mean: take 'cat'"), (lambda: merge(abc, 1, "task_arithmetic", rank=2), "'task_arithmetic' is exact"),
+    (lambda: merge(abc, 1, "ties", signs="count"), "'total' .* or 'frequency'"), (lambda: merge(abc, 1, "ties", least=1), "does not know least"),
+    (lambda: merge(abc, 1, "cart", share="x"), "share='x': expected a number"), (lambda: merge(abc, [1, -1, 1], "model_stock"), "weights ≥ 0"),
+])
+def test_what_else_a_name_means(call, message):
+    with pytest.raises(ValueError, match=message): call()
 
 # --- weights by agreement, and the two routes to the sum
 
@@ -314,7 +472,7 @@ def test_numbers_that_are_none_are_named():
     (lambda: merge(abc, [1, float("nan"), 1]), "finite"),
     (lambda: merge(abc, [1, 1, 1], "average"), "expected one of svd"),
     (lambda: merge(abc, [1, 1, 1], "tsv", density=0.5), "does not know density; its options: none"),
-    (lambda: merge(abc, [1, 1, 1], "ties", denisty=0.5), "its options: density, coordinates"),
+    (lambda: merge(abc, [1, 1, 1], "ties", denisty=0.5), "its options: coordinates, density, signs, trim"),
     (lambda: merge(abc, [1, 1, 1], "dare", rng=None), "does not know rng"),
     (lambda: merge(abc, [1, 1, 1], "ties", density=0), "share of entries"),
     (lambda: merge(abc, [1, 1, 1], "dare", density=1.5), "share of entries"),
