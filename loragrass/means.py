@@ -55,8 +55,8 @@ def karcher_median(
         x, n_iter = GR.expmap(x, g), n_iter + 1
     plain = in_shape(batch)
     d = evidence(x, points).d2.sqrt() # exact near 0
-    mean_distance = (points.weights * d).sum(-1)
-    return KarcherMedian(lift(x).reshape(*batch, -1, k), plain(norm <= tol), n_iter, plain(norm), plain(mean_distance))
+    median, mean_distance = lift(x).reshape(*batch, -1, k), (points.weights * d).sum(-1)
+    return KarcherMedian(median, plain(norm <= tol), n_iter, plain(norm), plain(mean_distance))
 
 # %% ../nbs/02a_means.ipynb #42a88d75
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class PrincipalGeodesics:
 @torch.no_grad()
 def principal_geodesics(
     X, # (N, n, k) orthonormal columns
-    n_components:int|None=None, # None: all, min(N − 1, k(n − k)), or N away from the mean; where nothing varies, rounding
+    n_components:int|None=None, # None: min(N − 1, k(n − k)), or N away from the mean; without variance, rounding
     mean:Tensor|None=None, # (n, k) where to look from; None: the Karcher mean
     weights=None, # (N,), normalised to sum 1
 )->PrincipalGeodesics:
