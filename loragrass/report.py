@@ -216,7 +216,7 @@ def plot_dendrogram(
         ax.scatter(np.full(here.sum(), high), at[here], s=min(28, 3000 / N), linewidths=0, clip_on=False, zorder=3, **_style(g))
     ends = np.r_[high, height, low]
     ax.axvline(ends[N - k:N - k + 2].mean(), color=matplotlib.rcParams["text.color"], ls="--", lw=1, label=f"cut: {k}")
-    ax.set(xlabel="mean log odds of being one group", xlim=(high, low), ylim=(N - 0.5, -0.5))
+    ax.set(xlabel="mean log odds", xlim=(high, low), ylim=(N - 0.5, -0.5))
     texts = [_text(names[i]) for i in leaves_list(tree)] if N <= 40 else []
     ax.set_yticks(range(len(texts)), texts)
     ax.tick_params("y", length=0, pad=6)

@@ -278,7 +278,8 @@ def _figures(result, names):
     if len(labels) > 1:
         height = min(8, 1.8 + 0.12 * len(labels))
         yield _svg(lambda ax: _dots(plot_dendrogram(result, ax=ax), labels), "Tree of the adapters", names, height), \
-            "What belongs together is joined at the left; the dashed line cuts the tree into the groups."
+            "What belongs together is joined at the left, by the mean log odds of its pairs of being one group; " \
+            "the dashed line cuts the tree into the groups."
     yield _svg(lambda ax: plot_spectra(result, ax=ax), "Spectra"), \
         "Spectra: singular values of what stands for each group, root mean square over modules, over the largest."
 
