@@ -661,6 +661,7 @@ def topics(
     texts = _texts(paths)
     if len(texts) < 2: raise ValueError(f"{len(texts)} texts in {', '.join(map(str, paths))}; expected two or more")
     tokenizer, base = _language_model(model)
+    import pandas as pd
     from matplotlib.figure import Figure
     from loragrass.documents import upper_layers
     targets = target_modules.split(",") if target_modules else upper_layers(base)
@@ -670,7 +671,7 @@ def topics(
         corpus.save(folder)
         found.table().to_csv(folder / "topics.csv")
         documents = [dict(document=name, topic=int(t), uniqueness=float(u)) for name, t, u in zip(texts, found.labels, corpus.uniqueness())]
-        _csv(documents, folder / "documents.csv")
+        pd.DataFrame(documents).to_csv(folder / "documents.csv", index=False)
         figure = Figure(figsize=(7, 4), layout="constrained")
         lg.plot_topics(found, ax=figure.subplots())
         figure.savefig(folder / "map.png", dpi=120)
@@ -679,13 +680,6 @@ def topics(
     _table(found.table().reset_index().to_dict("records"))
     if found.note: _say(f"note: {found.note}")
     typer.echo(f"\nwrote {out}: {len(texts)} documents, {len(found)} topics")
-
-def _csv(rows, path):
-    import csv
-    with open(path, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 # %% ../nbs/09_cli.ipynb #tr288712
 def _perceptron(inputs, random_state):
