@@ -22,6 +22,8 @@ from .features import Features as Features
 from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles
 from .base_report import SubspaceReport as SubspaceReport, subspace_report as subspace_report
 from .encoders import ContrastiveFeatures as ContrastiveFeatures, DenoisingFeatures as DenoisingFeatures, GLNet as GLNet, VAEFeatures as VAEFeatures
+from .directions import Leverage as Leverage, ProjectorSketch as ProjectorSketch
+from .base_report import BaseBlock as BaseBlock, SubspaceReport as SubspaceReport, subspace_report as subspace_report
 from .topic_lora import TopicLinear as TopicLinear
 from .topics import Topics as Topics, find_topics as find_topics
 from .topic_models import TopicLoRA as TopicLoRA

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from loragrass.directions import Canonicalize, ProjectionKernelPCA, ReferenceAngles
+from loragrass.base_report import BaseBlock
+from loragrass.directions import Canonicalize, Leverage, ProjectionKernelPCA, ProjectorSketch, ReferenceAngles
 from loragrass.features import Features
 from loragrass.lora_io import LoRA, LoRAUpdate
 
@@ -75,3 +76,92 @@ def test_numbers_that_are_none_are_named(t):
     X = adapters()
     X[2] = LoRA(X[2].updates | {"a.v": LoRAUpdate(X[2]["a.v"].up * torch.nan, X[2]["a.v"].down, 1., (7, 20))}, name="odd")
     with pytest.raises(ValueError, match="odd: NaN or infinite numbers in a.v"): t.fit(X)
+
+def base(): # of `adapters`
+    gen = torch.Generator().manual_seed(5)
+    return {"a.q.weight": torch.randn(12, 9, generator=gen), "a.v.weight": torch.randn(7, 20, generator=gen)}
+
+EVERY = [ReferenceAngles(4, random_state=0), ReferenceAngles(4, "projection_rbf", "both", random_state=0), ProjectionKernelPCA(3), ProjectionKernelPCA(3, max_exact=4, n_landmarks=5),
+         ProjectorSketch(3, "both"), ProjectorSketch(3, weighted=True), Leverage("both"), BaseBlock(base(), 4)]
+def short(t): return str(t)[:60]
+
+@pytest.mark.parametrize("t", EVERY, ids=short)
+def test_manners_of_every_class(t):
+    import pickle
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import FeatureUnion, make_pipeline
+    from loragrass.lora_io import LoRACollection
+    X, y = adapters(12), np.arange(12) % 2
+    rows = clone(t).fit(X).transform(X)
+    assert rows.dtype == np.float32 and np.isfinite(rows).all()
+    fitted = clone(t).fit(X)
+    assert len(set(fitted.get_feature_names_out())) == rows.shape[1] and fitted.gauge_invariant_ and not hasattr(clone(fitted), "modules_")
+    assert np.array_equal(pickle.loads(pickle.dumps(fitted)).transform(X), fitted.transform(X)) and np.array_equal(fitted.transform(X), rows)
+    frame = FeatureUnion([("a", clone(t)), ("b", Features("norms"))]).set_output(transform="pandas").fit_transform(LoRACollection(X))
+    assert frame.shape == (12, rows.shape[1] + 14) and frame.columns.is_unique
+    name = type(t).__name__.lower()
+    search = GridSearchCV(make_pipeline(clone(t), LogisticRegression()), {f"{name}__modules": [None, "q$"]}, cv=2, error_score="raise")
+    assert search.fit(LoRACollection(X), y).predict(X).shape == (12,)
+    assert np.isfinite(clone(t).fit(with_a_zero(X)).transform(with_a_zero(X))).all()
+
+@pytest.mark.parametrize("t", EVERY, ids=short)
+def test_no_class_sees_the_gauge_and_all_see_the_update(t):
+    X = [LoRA({m: LoRAUpdate(u.up.double(), u.down.double(), u.scale, u.weight_shape) for m, u in lora.items()}, name=lora.name) for lora in adapters(9, ranks=(2, 3))]
+    def gauged(u):
+        G = torch.linalg.qr(torch.randn(u.rank, u.rank, dtype=torch.float64))[0] * torch.logspace(0, 1, u.rank, dtype=torch.float64)
+        return LoRAUpdate(u.up @ G, torch.linalg.solve(G, u.down), u.scale, u.weight_shape)
+    rows = t.fit(X).transform(X)
+    assert np.abs(t.transform([LoRA({m: gauged(u) for m, u in lora.items()}) for lora in X]) - rows).max() <= 1e-6 * np.abs(rows).max()
+    assert np.abs(rows - rows[:1]).max() > 1e-2 * np.abs(rows).max()
+
+@pytest.mark.parametrize("t", EVERY, ids=short)
+def test_numbers_that_are_none_are_named_by_every_class(t):
+    X = adapters()
+    X[2] = LoRA(X[2].updates | {"a.v": LoRAUpdate(X[2]["a.v"].up * torch.nan, X[2]["a.v"].down, 1., (7, 20))}, name="odd")
+    with pytest.raises(ValueError, match="odd: NaN or infinite numbers in a.v"): t.fit(adapters()).transform(X)
+
+def test_a_pipeline_gives_frames_behind_canonicalize():
+    from sklearn.pipeline import make_pipeline
+    pipe = make_pipeline(Canonicalize(), Features("stats", "factors")).set_output(transform="pandas")
+    frame = pipe.fit_transform(adapters())
+    assert frame.shape == (6, 2 * 2 * 7) and frame.columns[0] == "a.q.A.mean"
+    assert np.allclose(frame, Features("stats", "canonical").fit_transform(adapters()), rtol=1e-4, atol=1e-5)
+
+def test_leverage_sums_to_the_rank_and_a_sketch_is_that_of_the_projector():
+    X = adapters()
+    rows = Leverage(modules="q$").fit_transform(X)
+    assert np.allclose(rows.sum(1), [1, 2, 4] * 2, atol=1e-5) and rows.min() >= 0 and rows.max() <= 1 + 1e-6
+    t = ProjectorSketch(5, "right", weighted=True, modules="v$").fit(X)
+    R, svd = t.vectors_["a.v", "right"], X[4]["a.v"].svd()
+    dense = R @ (svd.Vh.T * svd.S ** 2) @ svd.Vh @ R.T
+    assert np.allclose(t.transform(X)[4], dense[tuple(torch.triu_indices(5, 5))], rtol=1e-4, atol=1e-4)
+    assert np.array_equal(ProjectorSketch(5).fit_transform(X), ProjectorSketch(5).fit_transform(X))
+    assert not np.array_equal(ProjectorSketch(5).fit_transform(X), ProjectorSketch(5, random_state=1).fit_transform(X))
+
+def test_a_base_block_is_the_dense_one():
+    X, W = adapters(), base()["a.v.weight"]
+    U, _, Vh = torch.linalg.svd(W.double())
+    t = BaseBlock(base(), 4).fit(X)
+    dense = U[:, :4].T @ X[3]["a.v"].dense().double() @ Vh[:4].T
+    assert np.allclose(np.abs(t.transform(X)[3, 16:]), dense.abs().flatten(), atol=1e-4) and t.transform(X).shape == (6, 32)
+    assert BaseBlock(base(), 100).fit_transform(X).shape == (6, 9 * 9 + 7 * 7)
+    with pytest.raises(ValueError, match="a.v: the base has no weight for it"): BaseBlock({"a.q.weight": base()["a.q.weight"]}).fit(X)
+    with pytest.raises(ValueError, match="base is 3; expected a Module or a dict"): BaseBlock(3).fit(X)
+
+def test_landmarks_lose_what_they_say_and_all_of_them_nothing():
+    X = adapters(30)
+    exact, all_of_them = ProjectionKernelPCA(5).fit(X), ProjectionKernelPCA(5, max_exact=2, n_landmarks=30).fit(X)
+    assert exact.nystrom_error_ == pytest.approx(0, abs=1e-9) and all_of_them.nystrom_error_ == pytest.approx(0, abs=1e-9)
+    assert np.allclose(np.abs(exact.transform(X)), np.abs(all_of_them.transform(X)), atol=1e-4)
+    few = ProjectionKernelPCA(5, max_exact=2, n_landmarks=8).fit(X)
+    K, K_XL = exact.kernel(X), few.kernel(X)
+    K_LL = few._against(few.bases_)
+    assert few.nystrom_error_ == pytest.approx(1 - np.trace(K_XL @ np.linalg.pinv(K_LL) @ K_XL.T) / np.trace(K), abs=1e-6) and 0.1 < few.nystrom_error_ < 0.9
+    assert not np.array_equal(few.transform(X), ProjectionKernelPCA(5, max_exact=2, n_landmarks=8, random_state=1).fit_transform(X))
+
+def test_components_need_two_adapters_with_a_direction():
+    with pytest.raises(ValueError, match="one adapter has no principal components"): ProjectionKernelPCA().fit(adapters(1))
+    zero = [LoRA({"a": LoRAUpdate(torch.zeros(5, 2), torch.ones(2, 4), 1., (5, 4))})] * 3
+    with pytest.raises(ValueError, match="all updates of fit are zero"): ProjectionKernelPCA().fit(zero)
