@@ -7,7 +7,7 @@ Docs: https://loragrass.github.io/loragrass/combining.html.md"""
 # %% auto #0
 __all__ = ['average_beside', 'Merged', 'for_each', 'weights_for', 'each_cores', 'combine']
 
-# %% ../nbs/04c_combining.ipynb #1fc036a6
+# %% ../nbs/04c_combining.ipynb #3fd54c5d
 import itertools, re, warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from .comparing import check_finite, check_shapes
 from .cores import Cores, agreement, by_rule, in_common_bases, stacked, weighted_sums
 from .factors import parse_key
 from .karcher import NonUniqueMeanWarning
-from .lora_io import LoRA, LoRAUpdate
+from .lora_io import LoRA
 
 # %% ../nbs/04c_combining.ipynb #6ecdea06
 _ADVICE = "Group adapters of one task, let the medoid stand in (stand_in='medoid'), or empty their .passthrough to average the updates alone"
@@ -131,7 +131,8 @@ def _squares(part, w):
     squares = part.inner.diagonal().clamp_min(0)
     own = w.square() @ squares
     lengths = (w @ squares.sqrt()).square() - own
-    return _Squares(*map(float, (part.error, part.exact, w @ part.kept, w @ squares, part.exact - own, lengths, part.cut, _size(part))))
+    kept, whole, inner = w @ part.kept, w @ squares, part.exact - own
+    return _Squares(*map(float, (part.error, part.exact, kept, whole, inner, lengths, part.cut, _size(part))))
 
 def _members(loras, inner, along, result):
     norms = inner.diagonal().clamp_min(0).sqrt()
@@ -202,8 +203,9 @@ class _Job(NamedTuple):
     @property
     def kind(self):
         u = next(u for u in self.members if u is not None)
+        ranks = tuple(v and v.rank for v in self.members)
         fine = any(v.up.dtype == torch.float64 for v in self.members if v)
-        return u.up.shape[0], u.down.shape[1], tuple(v and v.rank for v in self.members), tuple(self.here), self.rank, fine, u.up.device
+        return u.up.shape[0], u.down.shape[1], ranks, tuple(self.here), self.rank, fine, u.up.device
 
     @property
     def size(self): return 4 * sum(u.up.numel() + u.down.numel() for u in self.members if u is not None)
@@ -240,7 +242,9 @@ def _results(batch, given, rule, only):
     if not (stack.up.sum() + stack.down.sum()).isfinite(): # much faster than to look at each number; a sum may overflow
         for job in batch: check_finite(job.module, job.members, job.partners)
     if isinstance(given, str): weights = agreement(stack)
-    else: weights = (given[first.here] * (1 if only is None else _share(first.module, given, first.here))).to(stack.scales).expand(len(batch), -1)
+    else:
+        share = 1.0 if only is None else _share(first.module, given, first.here)
+        weights = (given[first.here] * share).to(stack.scales).expand(len(batch), -1)
     if rule is None:
         for job, w, part in zip(batch, weights, weighted_sums(stack, weights, first.rank)): yield job, w, part, True
         return
@@ -271,7 +275,7 @@ def each_cores(
 def combine(
     loras:Sequence[LoRA], # N adapters of one base model
     weights:Sequence[float]|Mapping[str, float]|float|str, # (N,), by name or one for all, as given; one of weight 0 is not there. "agreement": of sum 1, by mean cosine with the others, per module
-    rule:Callable|None=None, # (cores, weights, rank) → core matrix (p, q), two factors of one, or `Cores` in bases of its own; default: the weighted sum
+    rule:Callable|None=None, # as `by_rule` has it, (cores, weights, rank) → core matrix (p, q); default: the weighted sum
     rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
     name:str="merged", # of the adapter made
@@ -305,7 +309,8 @@ def combine(
         inner[at[:, None], at] += part.inner.cpu()
         along[at] += part.along.cpu()
         result += _size(part)
-        rows[module] = {"shape": tuple(first.weight_shape), "rank": part.up.shape[1], "weights": [round(x, 3) for x in w.tolist()], **squares[module].figures()}
+        told = {"shape": tuple(first.weight_shape), "rank": part.up.shape[1], "weights": [round(x, 3) for x in w.tolist()]}
+        rows[module] = told | squares[module].figures()
     updates, rows, squares, shares = ({m: d[m] for m in modules if m in d} for d in (updates, rows, squares, shares))
     total = _Squares(*map(sum, zip(*squares.values()))) if squares else _Squares(*[0.0] * 8)
     everyone = [lora for lora, c in zip(loras, counts) if c]

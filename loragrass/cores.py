@@ -51,16 +51,17 @@ class Stack(NamedTuple):
         return Stack(self.up[at], self.down[at], self.scales[at], [self.updates[j] for j in at])
 
 def stacked(
-    modules:Sequence[Sequence[LoRAUpdate|None]], # b times N updates, of equal shapes and ranks, and absent in the same places
+    modules:Sequence[Sequence[LoRAUpdate|None]], # b times N, of equal shapes and ranks, absent in the same places
 )->Stack: # float32 or better
     "Several modules in one stack"
     here = [[u for u in updates if u is not None] for updates in modules]
-    dtype = torch.float64 if any(t.dtype == torch.float64 for us in here for u in us for t in (u.up, u.down)) else torch.float32
-    up = torch.empty(len(here), len(here[0][0].up), sum(u.rank for u in here[0]), dtype=dtype, device=here[0][0].up.device)
+    fine = any(t.dtype == torch.float64 for us in here for u in us for t in (u.up, u.down))
+    dtype, (m, n) = torch.float64 if fine else torch.float32, (len(here[0][0].up), here[0][0].down.shape[1])
+    up = torch.empty(len(here), m, sum(u.rank for u in here[0]), dtype=dtype, device=here[0][0].up.device)
     for us, out in zip(here, up): torch.cat([u.up.detach().to(dtype) for u in us], 1, out=out)
-    down = torch.cat([u.down.detach().to(dtype) for us in here for u in us]).view(len(here), -1, here[0][0].down.shape[1])
+    down = torch.cat([u.down.detach().to(dtype) for us in here for u in us]).view(len(here), -1, n)
     own = torch.block_diag(*[torch.ones(1, u.rank) if u is not None else torch.ones(1, 0) for u in modules[0]])
-    scales = torch.tensor([[u.scale if u is not None else 0.0 for u in updates] for updates in modules], dtype=torch.float64)
+    scales = torch.tensor([[u.scale if u is not None else 0.0 for u in us] for us in modules], dtype=torch.float64)
     return Stack(up, down, (scales[..., None] * own).to(up.device), modules)
 
 # %% ../nbs/04b_cores.ipynb #ff5b969e
@@ -83,7 +84,8 @@ def in_common_bases(
     ranks = [u.rank if u is not None else 0 for u in stack.updates[0]]
     at = torch.full((N, max(ranks)), K) # the columns of each update, filled up with one of zeros
     for row, columns in zip(at, torch.arange(K).split(ranks)): row[:len(columns)] = columns
-    B, A = (torch.nn.functional.pad(R, (0, 1))[..., at].movedim(2, 1) for R in (R_B * stack.scales.sum(1)[:, None], R_A))
+    R_B = R_B * stack.scales.sum(1)[:, None]
+    B, A = (torch.nn.functional.pad(R, (0, 1))[..., at].movedim(2, 1) for R in (R_B, R_A))
     M = B @ A.mT
     return [Cores(Q_B[j], M[j], Q_A[j], (B[j], A[j]), updates) for j, updates in enumerate(stack.updates)]
 
@@ -122,7 +124,7 @@ def _truncate(M, rank, rtol=1e-5):
 def by_rule(
     cores:Cores, # of one module
     weights:Tensor, # (N,)
-    rule, # (cores, weights, rank) → core matrix (p, q), two factors of one, or `Cores` with one `M` in bases of its own; None: the weighted sum
+    rule, # (cores, weights, rank) → core (p, q), two factors, or `Cores` in bases of its own; None: the weighted sum
     rank:int, # of the result, at most
 )->Part:
     "What a rule makes of one module"
@@ -132,7 +134,8 @@ def by_rule(
     uncut = out.M if own else out
     U, s, V = _truncate(uncut, rank)
     L, R = U * s.sqrt(), s.sqrt()[:, None] * V.mT
-    whole = (uncut[0].mT @ uncut[0] * (uncut[1] @ uncut[1].mT)).sum() if isinstance(uncut, tuple) else uncut.square().sum()
+    thin = isinstance(uncut, tuple)
+    whole = (uncut[0].mT @ uncut[0] * (uncut[1] @ uncut[1].mT)).sum() if thin else uncut.square().sum()
     cut = (whole - s.square().sum()).clamp_min(0)
     up, down = (out if own else cores).left @ L, R @ (out if own else cores).right.mT
     outside = 0.0
@@ -167,11 +170,12 @@ def _by_gram(stack, weights, rank, dtype):
     good = ~failed & (off <= (1e-5 if coarse else 1e-10)) & (error >= (1e-4 * exact if coarse else 0))
     inner = lambda X: scales @ X @ scales.mT # sums over the blocks of two members
     Y, Z = U.mT @ L.mT, H @ (T.mT @ U) / s # QᵀB, and A times the right singular vectors
-    kept, along = inner((Y.mT @ Y) * (Z @ Z.mT)).diagonal(dim1=1, dim2=2), (scales @ (Y.mT * s * Z).sum(2)[..., None])[..., 0]
+    kept = inner((Y.mT @ Y) * (Z @ Z.mT)).diagonal(dim1=1, dim2=2)
+    along = (scales @ (Y.mT * s * Z).sum(2)[..., None])[..., 0]
     up, down = Q * s.sqrt().to(dtype), (U.mT @ T / s.mT.sqrt()).to(dtype) @ down
-    parts = zip(up, down, error, exact, kept, inner(G * H), along, error)
-    ranks = keep.sum(1).tolist()
-    return [Part(u[:, :r], d[:r], *rest) if fine else None for fine, r, (u, d, *rest) in zip(good.tolist(), ranks, parts)]
+    figures = zip(error, exact, kept, inner(G * H), along, error)
+    columns = zip(good.tolist(), keep.sum(1).tolist(), up, down, figures)
+    return [Part(u[:, :r], d[:r], *rest) if fine else None for fine, r, u, d, rest in columns]
 
 def weighted_sums(
     stack:Stack, # of b modules

@@ -57,7 +57,8 @@ def _on_entries(rule):
 def _share(density):
     "A share of entries to keep, or one for each adapter, as a column"
     d = torch.as_tensor(density, dtype=torch.float64).reshape(-1, 1)
-    if not ((d > 0) & (d <= 1)).all(): raise ValueError(f"density {density}: expected a share of entries to keep in (0, 1]")
+    if not ((d > 0) & (d <= 1)).all():
+        raise ValueError(f"density {density}: expected a share of entries to keep in (0, 1]")
     return d
 
 def _kept(X, density, least=None, skip=0.0):
@@ -74,9 +75,11 @@ def _kept(X, density, least=None, skip=0.0):
 
 def _agreeing(X, signs="total"):
     "Which entries have the sign that was elected for theirs (Yadav et al. 2023, Alg. 1)"
-    if signs not in ("total", "frequency"): raise ValueError(f"signs {signs!r}: expected 'total' (of the sum) or 'frequency' (of the majority)")
+    if signs not in ("total", "frequency"):
+        raise ValueError(f"signs {signs!r}: expected 'total' (of the sum) or 'frequency' (of the majority)")
     total = X.sum(0)
-    elected = torch.where(total.abs() > 1e-12 * X.abs().sum(0), total.sign(), 0.0) # a sum that cancels to rounding elects nobody
+    real = total.abs() > 1e-12 * X.abs().sum(0) # a sum that cancels to rounding elects nobody
+    elected = torch.where(real, total.sign(), 0.0)
     if signs == "frequency":
         heads = X.sign().sum(0)
         elected = torch.where(heads != 0, heads.sign(), elected)
@@ -99,7 +102,7 @@ def least_of_all(
     densities:Tensor, # (N,) share of the entries that are kept of each adapter
     coordinates:str="left",
 )->Tensor: # (N,) absolute value from which on an entry is kept
-    "Where to trim if the entries of all modules are ranked together: to 0.1 %, by counting numbers with the same first 18 bits"
+    "Where to trim if the entries of all modules are ranked together: to 0.1 %, by counting equal first 18 bits"
     wanted, bins = _share(densities)[:, 0], 1 << 18
     counts = torch.zeros(len(wanted), bins, dtype=torch.int32)
     for cores in all_cores:
@@ -109,7 +112,8 @@ def least_of_all(
     def least(n, d): # the bin in which enough are reached from above
         above = n.flip(0).cumsum(0)
         return bins - 1 - int((above >= max(1, int(d * above[-1]))).int().argmax())
-    return (torch.tensor([least(n, d) for n, d in zip(counts, wanted)], dtype=torch.int32) << 13).view(torch.float32).double()
+    found = torch.tensor([least(n, d) for n, d in zip(counts, wanted)], dtype=torch.int32)
+    return (found << 13).view(torch.float32).double()
 
 def _sum(X, weights): return torch.einsum("i,ipq->pq", weights, X)
 
@@ -142,7 +146,7 @@ RULES |= {
     "ties": Rule(_on_entries(_ties), "Yadav et al. 2023; left: Stoica et al. 2025, core: Panariello et al. 2025"),
     "dare": Rule(_on_entries(_dare), "Yu et al. 2024, then the sum"),
     "dare_ties": Rule(_on_entries(_dare_ties), "Yu et al. 2024, then signs of Yadav et al. 2023"),
-    "magnitude_prune": Rule(_on_entries(_magnitude), "the first step of Yadav et al. 2023, then the sum: PEFT `magnitude_prune`"),
+    "magnitude_prune": Rule(_on_entries(_magnitude), "PEFT: trimmed as by Yadav et al. 2023, then the sum"),
 }
 
 # %% ../nbs/04e_entries.ipynb #e2a96cac
@@ -162,7 +166,7 @@ def _magpruned(X, density, epsilon, rng):
     "Deep et al. 2024, MagPrune: kept by chance, the more likely the larger in its row"
     d = _share(density)[..., None]
     if ((d < 1) & ((d + epsilon >= 1) | (d - epsilon <= 0))).any():
-        raise ValueError(f"density {density} and epsilon {epsilon}: expected density − epsilon and density + epsilon in (0, 1)")
+        raise ValueError(f"density {density} and epsilon {epsilon}: expected density ± epsilon in (0, 1)")
     order = X.abs().argsort(-1).argsort(-1) / max(1, X.shape[-1] - 1) # from 0, the smallest, to 1
     return _dropped(X, torch.where(d < 1, d + epsilon * (2 * order - 1), 1.0), rng)
 
@@ -211,7 +215,7 @@ def _pcb(X, weights,
 
 RULES |= {
     "breadcrumbs": Rule(_on_entries(_breadcrumbs), "Davari & Belilovsky 2024: Model Breadcrumbs"),
-    "breadcrumbs_ties": Rule(_on_entries(_breadcrumbs_ties), "the same, then signs of Yadav et al. 2023: mergekit `breadcrumbs_ties`"),
+    "breadcrumbs_ties": Rule(_on_entries(_breadcrumbs_ties), "mergekit: then signs of Yadav et al. 2023"),
     "della": Rule(_on_entries(_della), "Deep et al. 2024: DELLA"),
     "della_linear": Rule(_on_entries(_della_linear), "Deep et al. 2024, without signs: mergekit `della_linear`"),
     "sce": Rule(_on_entries(_sce), "Wan et al. 2024: SCE"),

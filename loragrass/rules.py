@@ -7,14 +7,13 @@ Docs: https://loragrass.github.io/loragrass/rules.html.md"""
 # %% auto #0
 __all__ = ['RULES', 'ALIASES', 'ELSEWHERE', 'Rule', 'positive', 'common_directions', 'tucker_bases', 'raw_factors']
 
-# %% ../nbs/04d_rules.ipynb #3becd1ed
+# %% ../nbs/04d_rules.ipynb #dd8f2e4d
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .cores import Cores
 from .karcher import chordal_mean, karcher_mean
 from .lora_io import LoRAUpdate
 from .means import karcher_median
@@ -22,7 +21,7 @@ from .means import karcher_median
 # %% ../nbs/04d_rules.ipynb #3afd775b
 class Rule(NamedTuple):
     "A way to put several updates of one module in the place of one"
-    combine: Callable[..., Any] # (cores, weights, rank, **options) → core matrix (p, q), two factors of one, or `Cores` in bases of its own
+    combine: Callable[..., Any] # (cores, weights, rank, **options) → core (p, q), two factors of one, or `Cores`
     source: str # who defined it, and where what runs here is not theirs
     raw: bool = False # looks at the factors and not only at their product: B → BG, A → G⁻¹A changes the result
     linear: bool = False # the weighted sum itself, for which there is a faster way
@@ -35,21 +34,26 @@ RULES = {
     "cat": Rule(_sum, "Ilharco et al. 2023, eq. 1: Σ wᵢΔWᵢ, exact at rank Σr", linear=True),
 }
 
-# %% ../nbs/04d_rules.ipynb #9647ea88
-ALIASES = {"task_arithmetic": "cat", "dare_linear": "dare", "nuslerp": "slerp"} # names of mergekit, and of PEFT, for the same
+# %% ../nbs/04d_rules.ipynb #d3f8a8e4
+ALIASES = {"task_arithmetic": "cat", "dare_linear": "dare", "nuslerp": "slerp"} # of mergekit and PEFT, for the same
 
-_DENSE = "trims entries of the dense update; here {0!r} trims in coordinates that adapters have (coordinates='left' or 'core'), which is another rule"
+_DENSE = ("trims entries of the dense update; here {0!r} trims in coordinates that adapters have "
+          "(coordinates='left' or 'core'), which is another rule")
+_SPARSE = "is for updates with many zeros; entries of adapters overlap everywhere, where it is the mean: take 'cat'"
 ELSEWHERE = { # what a name means elsewhere, and what to take
     "karcher": "mergekit's 'karcher' is a mean on the sphere of all weights, here 'sphere'",
-    "linear": "PEFT's 'linear' adds the factors, with √w on each side, which is no sum of the updates; mergekit's is the mean. Take 'svd' for that, or 'cat', which is not cut",
+    "linear": "PEFT's 'linear' adds the factors, with √w on each side, which is no sum of the updates; mergekit's is "
+              "the mean. Take 'svd' for that, or 'cat', which is not cut",
     "ties_svd": "PEFT's 'ties_svd' " + _DENSE.format("ties"),
     "dare_ties_svd": "PEFT's 'dare_ties_svd' " + _DENSE.format("dare_ties"),
-    "dare_linear_svd": "PEFT's 'dare_linear_svd' drops entries of the dense update; here 'dare' drops them in coordinates that adapters have",
+    "dare_linear_svd": "PEFT's 'dare_linear_svd' " + _DENSE.format("dare").replace("trims", "drops"),
     "magnitude_prune_svd": "PEFT's 'magnitude_prune_svd' " + _DENSE.format("magnitude_prune"),
-    "ram": "mergekit's 'ram' is for updates with many zeros; entries of adapters overlap everywhere, where it is the mean: take 'cat'",
-    "ramplus_tl": "mergekit's 'ramplus_tl' is for updates with many zeros; entries of adapters overlap everywhere, where it is the mean: take 'cat'",
+    "ram": "mergekit's 'ram' " + _SPARSE,
+    "ramplus_tl": "mergekit's 'ramplus_tl' " + _SPARSE,
     "passthrough": "mergekit's 'passthrough' is one model as it is: save that adapter",
-    "fisher": "Fisher merging needs data and gradients", "regmean": "RegMean needs the inputs of each layer", "adamerging": "AdaMerging trains its coefficients on data",
+    "fisher": "Fisher merging needs data and gradients",
+    "regmean": "RegMean needs the inputs of each layer",
+    "adamerging": "AdaMerging trains its coefficients on data",
 }
 
 # %% ../nbs/04d_rules.ipynb #a7a51013
@@ -209,9 +213,11 @@ def _model_stock(cores, weights, rank):
     cos = ((unit.sum(0).square().sum() - n) / (n * n - n)).clamp_min(0) # the mean over pairs
     return n * cos / (1 + (n - 1) * cos) * cores.sum(w) # Jang et al. 2024
 
+def _multislerp(cores, weights, rank): return _sphere(cores, weights, rank, max_iter=0)
+
 RULES |= {
     "slerp": Rule(_slerp, "Shoemake 1985, on updates: mergekit `nuslerp` with a base model", most=2),
-    "multislerp": Rule(lambda cores, weights, rank: _sphere(cores, weights, rank, max_iter=0), "mergekit `multislerp`: the normalised mean of directions"),
+    "multislerp": Rule(_multislerp, "mergekit `multislerp`: the normalised mean of directions"),
     "model_stock": Rule(_model_stock, "Jang et al. 2024: Model Stock"),
 }
 
