@@ -7,13 +7,12 @@ Docs: https://loragrass.github.io/loragrass/merging.html.md"""
 # %% auto #0
 __all__ = ['SPREAD', 'merge', 'mean_lora', 'layer_means']
 
-# %% ../nbs/04f_merging.ipynb #4ac61355
+# %% ../nbs/04f_merging.ipynb #be81a7a7
 import inspect, zlib
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from .checks import checked
 from .combining import Merged, combine, each_cores, for_each
@@ -42,8 +41,10 @@ def merge(
     "Many adapters in one, weights as given"
     if not len(loras): raise ValueError("nothing to merge: pass at least one adapter")
     name_of_rule, method = method, ALIASES.get(method, method)
-    if method not in RULES: raise ValueError(f"method {method!r}: {ELSEWHERE.get(method) or 'expected one of ' + ', '.join(RULES)}")
-    if method == "cat" and rank not in (None, "sum"): raise ValueError(f"method {name_of_rule!r} is exact, at the sum of all ranks; for rank {rank} take 'svd'")
+    if method not in RULES:
+        raise ValueError(f"method {method!r}: {ELSEWHERE.get(method) or 'expected one of ' + ', '.join(RULES)}")
+    if method == "cat" and rank not in (None, "sum"):
+        raise ValueError(f"method {name_of_rule!r} is exact, at the sum of all ranks; for rank {rank} take 'svd'")
     rule = RULES[method]
     options = _checked_options(method, options, loras)
     takes = inspect.signature(rule.combine).parameters
@@ -51,27 +52,35 @@ def merge(
         densities = for_each(options.get("density", takes["density"].default), loras, "densities")
         options["least"] = least_of_all(each_cores(loras, weights, only), densities, options.get("coordinates", "left"))
     def made(cores, weights, rank):
-        if rule.most and len(weights) > rule.most: raise ValueError(f"{cores.module}: method {method!r} takes {rule.most} adapters, and {len(weights)} take part; {_FOR_MORE}")
+        if rule.most and len(weights) > rule.most:
+            raise ValueError(f"{cores.module}: method {method!r} takes {rule.most} adapters, and {len(weights)} take part; "
+                             "for more take 'sphere' or another, or give the others weight 0")
         drawn = {"rng": _generator(random_state, cores.module)} if "rng" in takes else {}
         return rule.combine(cores, weights, rank, **options, **drawn)
-    merged = combine(loras, weights, None if rule.linear else made, "sum" if method == "cat" else rank, rescale, name, progress, only)
-    if rule.raw: merged.notes.append(f"{method} looks at raw factors: other factors of the same updates give another result")
+    if method == "cat": rank = "sum"
+    merged = combine(loras, weights, None if rule.linear else made, rank, rescale, name, progress, only)
+    if rule.raw:
+        merged.notes.append(f"{method} looks at raw factors: other factors of the same updates give another result")
     return merged
 
-_FOR_MORE = "for more take 'sphere' or another, or give the others weight 0"
 _HIDDEN = {"rng", "least"} # what `merge` gives to rules
 
 def _checked_options(method, options, loras):
     "Options that a rule knows: numbers, words, a density for each adapter"
-    takes = {n: p.default for n, p in list(inspect.signature(RULES[method].combine).parameters.items())[3:] if n not in _HIDDEN}
+    known = list(inspect.signature(RULES[method].combine).parameters.values())[3:]
+    takes = {p.name: p.default for p in known if p.name not in _HIDDEN}
     if unknown := set(options) - set(takes):
         hint = f". {ELSEWHERE[method]}" if method in ELSEWHERE else ""
-        raise ValueError(f"method {method!r} does not know {', '.join(sorted(unknown))}; its options: {', '.join(takes) or 'none'}{hint}")
+        raise ValueError(f"method {method!r} does not know {', '.join(sorted(unknown))}; "
+                         f"its options: {', '.join(takes) or 'none'}{hint}")
     for option, value in options.items():
         if option == "density" or isinstance(takes[option], str|bool) or value is takes[option]: continue
-        if isinstance(value, bool) or not isinstance(value, int|float): raise ValueError(f"{option}={value!r}: expected a number")
-    if options.get("trim", "module") not in ("module", "model"): raise ValueError(f"trim {options['trim']!r}: expected 'module' or 'model'")
-    if not isinstance(options.get("density", 1.0), float): options["density"] = for_each(options["density"], loras, "densities")
+        if isinstance(value, bool) or not isinstance(value, int|float):
+            raise ValueError(f"{option}={value!r}: expected a number")
+    if options.get("trim", "module") not in ("module", "model"):
+        raise ValueError(f"trim {options['trim']!r}: expected 'module' or 'model'")
+    if not isinstance(options.get("density", 1.0), float):
+        options["density"] = for_each(options["density"], loras, "densities")
     return options
 
 # %% ../nbs/04f_merging.ipynb #f0e44b5c
