@@ -38,3 +38,4 @@ from .report import plot_angles as plot_angles, plot_gram as plot_gram, plot_map
 from .report import plot_dendrogram as plot_dendrogram, plot_evidence as plot_evidence, plot_spectra as plot_spectra, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
 from .report_page import html_report as html_report
 from .report import plot_topics as plot_topics
+from .report import plot_evidence as plot_evidence, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes, plot_spectra as plot_spectra

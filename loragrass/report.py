@@ -26,6 +26,7 @@ from .checks import checked, moved
 from .cluster_merge import ClusterMerge
 from .clustering import Clusters
 from .comparing import Similarity
+from .geolora import least_rank
 from .levels import Levels
 from .lora_io import LoRA
 from .plucker import principal_angles
@@ -281,6 +282,27 @@ def plot_scores(
     if len(y) <= 40: ax.set_yticks(y, [_text(f"{g} · {task}") for g, task in zip(scores.index, scores.task)])
     ax.set(xlabel="score", ylabel="group · task", ylim=(len(y) - 0.4, -0.6))
     ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    return ax
+
+# %% ../nbs/08_report.ipynb #9e025a7c
+@checked
+def plot_spectra(
+    lora:LoRA, # any adapter; of a model that trains, `model.to_lora()`
+    taus:Sequence[float]=(0.02, 0.05, 0.1, 0.2), # shares of the norm that a truncation may drop
+    ax:Axes|None=None, # where to draw; default: a new figure
+)->Axes:
+    "Singular values of each module, and where the τ rule would cut them"
+    spectra = {m: u.svd().S for m, u in lora.items()}
+    spectra = {m: s for m, s in spectra.items() if len(s)}
+    if not spectra: raise ValueError("this adapter has no update to draw; every module is zero")
+    ax = _axes(ax)
+    for s in spectra.values(): ax.semilogy(range(1, len(s) + 1), s / s[0], color="0.8", lw=1)
+    for g, tau in enumerate(taus):
+        ranks = [max(int(least_rank(s, tau)), 1) for s in spectra.values()]
+        heights = [(s[k - 1] / s[0]).item() for s, k in zip(spectra.values(), ranks)]
+        ax.semilogy(ranks, heights, ls="", ms=5, label=f"τ = {tau:g}: {sum(ranks)} ranks", **_style(g))
+    ax.set(xlabel="rank", ylabel="singular value over the largest")
+    ax.legend(fontsize="small")
     return ax
 
 # %% ../nbs/08_report.ipynb #06e00002
