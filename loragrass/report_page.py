@@ -50,7 +50,7 @@ def _svg(draw, title, names=None, height=3.2):
         figure.savefig(out, format="svg")
         svg = out.getvalue()
     def named(link):
-        name = html.escape(printable(names[link[1]]))
+        name = html.escape(printable((names or {})[link[1]]))
         return f'<a xlink:href="#{link[1]}" tabindex="-1"><title>{name}</title>'
     svg = re.sub(r'<g id="[^"]+"', "<g", svg[svg.index("<svg"):]) # groups are named figure_1, axes_1 in every figure
     svg = re.sub(r'<a xlink:href="#(\w+)"[^>]*>', named, svg).replace(_INK, "currentColor")
