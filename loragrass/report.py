@@ -36,7 +36,7 @@ from .topics import Topics
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8C8C8C") # Okabe & Ito 2008
 MARKERS = "os^Dv<>P"
 
-def _style(g): return dict(color=COLORS[g % len(COLORS)], marker=MARKERS[g % len(MARKERS)])
+def _style(g)->dict: return dict(color=COLORS[g % len(COLORS)], marker=MARKERS[g % len(MARKERS)])
 
 def _axes(ax, height=3.2):
     "The axes to draw into; without any, those of a new pyplot figure"
@@ -244,7 +244,7 @@ def plot_spectra(
         S = _spectrum(result.means[g])
         ax.plot(np.arange(1, len(S) + 1), S, lw=1, ms=4, label=str(g), **_style(g))
     ax.set(xlabel="direction", ylabel="singular value / largest", yscale="log")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True) # type: ignore[call-arg]
     ax.legend(title="group", fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return ax
 

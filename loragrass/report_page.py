@@ -85,7 +85,7 @@ def _heat(ax, values, keys, xlabel, label, **scale):
 def _mark(g):
     "Colour and shape of a group, as an SVG element"
     shape = MarkerStyle(MARKERS[g % len(MARKERS)])
-    outline = shape.get_transform().transform_path(shape.get_path()).to_polygons()[0].round(2)
+    outline = np.round(shape.get_transform().transform_path(shape.get_path()).to_polygons()[0], 2) # type: ignore
     points = " ".join(f"{x:g},{-y:g}" for x, y in outline[:-1])
     return Markup(f'<svg class="mark" viewBox="-.75 -.75 1.5 1.5" aria-hidden="true">'
                   f'<polygon points="{points}" fill="{COLORS[g % len(COLORS)]}"/></svg>')
