@@ -30,12 +30,8 @@ from .topic_models import TopicLoRA as TopicLoRA
 from .geolora import GeoLoRAStep as GeoLoRAStep, geolora_step as geolora_step
 from .geolora_training import GeoLoRATrainer as GeoLoRATrainer, get_dataloaders as get_dataloaders
 from .geolora_model import GeoLoRAConfig as GeoLoRAConfig, GeoLoRALinear as GeoLoRALinear, GeoLoRAModel as GeoLoRAModel, GeoLoRAOptimizer as GeoLoRAOptimizer
-from .report import html_report as html_report, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
-from .report import plot_evidence as plot_evidence, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
-from .report import plot_base_spectrum as plot_base_spectrum
-from .report import plot_history as plot_history
-from .report import plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
-from .report import plot_dendrogram as plot_dendrogram, plot_evidence as plot_evidence, plot_spectra as plot_spectra, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
+from .report import plot_angles as plot_angles, plot_base_spectrum as plot_base_spectrum, plot_dendrogram as plot_dendrogram
+from .report import plot_evidence as plot_evidence, plot_gram as plot_gram, plot_history as plot_history, plot_map as plot_map
+from .report import plot_scores as plot_scores, plot_silhouettes as plot_silhouettes, plot_spectra as plot_spectra
+from .report import plot_topics as plot_topics, plot_truncation as plot_truncation
 from .report_page import html_report as html_report
-from .report import plot_topics as plot_topics
-from .report import plot_evidence as plot_evidence, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes, plot_spectra as plot_spectra

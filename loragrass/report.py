@@ -6,7 +6,7 @@ Docs: https://loragrass.github.io/loragrass/report.html.md"""
 
 # %% auto #0
 __all__ = ['COLORS', 'MARKERS', 'plot_gram', 'plot_map', 'plot_angles', 'plot_evidence', 'plot_dendrogram', 'plot_spectra',
-           'plot_silhouettes', 'plot_scores', 'plot_topics', 'plot_base_spectrum', 'plot_history']
+           'plot_silhouettes', 'plot_scores', 'plot_truncation', 'plot_topics', 'plot_base_spectrum', 'plot_history']
 
 # %% ../nbs/08_report.ipynb #bd3d55b4
 from collections.abc import Mapping, Sequence
@@ -286,7 +286,7 @@ def plot_scores(
 
 # %% ../nbs/08_report.ipynb #9e025a7c
 @checked
-def plot_spectra(
+def plot_truncation(
     lora:LoRA, # any adapter; of a model that trains, `model.to_lora()`
     taus:Sequence[float]=(0.02, 0.05, 0.1, 0.2), # shares of the norm that a truncation may drop
     ax:Axes|None=None, # where to draw; default: a new figure
