@@ -24,6 +24,7 @@ from .base_report import SubspaceReport as SubspaceReport, subspace_report as su
 from .encoders import ContrastiveFeatures as ContrastiveFeatures, DenoisingFeatures as DenoisingFeatures, GLNet as GLNet, VAEFeatures as VAEFeatures
 from .directions import Leverage as Leverage, ProjectorSketch as ProjectorSketch
 from .base_report import BaseBlock as BaseBlock, SubspaceReport as SubspaceReport, subspace_report as subspace_report
+from .ablation import ablate as ablate
 from .topic_lora import TopicLinear as TopicLinear
 from .topics import Topics as Topics, find_topics as find_topics
 from .topic_models import TopicLoRA as TopicLoRA
@@ -35,3 +36,7 @@ from .report import plot_evidence as plot_evidence, plot_gram as plot_gram, plot
 from .report import plot_scores as plot_scores, plot_silhouettes as plot_silhouettes, plot_spectra as plot_spectra
 from .report import plot_topics as plot_topics, plot_truncation as plot_truncation
 from .report_page import html_report as html_report
+from .report import html_report as html_report, plot_angles as plot_angles, plot_gram as plot_gram, plot_map as plot_map
+from .report import plot_evidence as plot_evidence, plot_scores as plot_scores, plot_silhouettes as plot_silhouettes
+from .report import plot_base_spectrum as plot_base_spectrum
+from .report import plot_ablation as plot_ablation, plot_history as plot_history

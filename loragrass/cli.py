@@ -6,8 +6,8 @@ Docs: https://loragrass.github.io/loragrass/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'MIXED', 'SIDE', 'JSON', 'OUT', 'FORMAT', 'DTYPE', 'RAGGED', 'FORCE', 'main', 'inspect', 'compare', 'names_in',
-           'merge', 'report', 'cluster', 'nearest', 'features', 'subspaces', 'convert', 'resize', 'topics', 'train',
-           'demo']
+           'merge', 'report', 'cluster', 'nearest', 'features', 'subspaces', 'ablate', 'convert', 'resize', 'topics',
+           'train', 'demo']
 
 # %% ../nbs/09_cli.ipynb #02e14744
 import ast, contextlib, importlib.metadata, importlib.util, json, os, re, sys, tempfile, warnings
@@ -575,6 +575,81 @@ def subspaces(
         _table(rows)
         for r in reports:
             if modules or len(reports) == 1: _table(r.table.reset_index().to_dict("records"), f"\n{_plain(r.name)}")
+    _done(paths, skipped)
+
+# %% ../nbs/09_cli.ipynb #5d0a0022
+def _csv_labels(path, columns)->tuple[list, list[str]]:
+    "Rows of a table of labels, (what names the adapter, columns), and the names of the columns asked for (None: the labels')"
+    import pandas as pd
+    try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, RecursionError) as e: raise ValueError(f"--labels {path}: no table of comma-separated values ({str(e)[:100]})") from None
+    by = next((name for name in ("name", "adapter", "file", "path") if name in table), str(table.columns[0]))
+    others = [name for name in table.columns if name != by]
+    default = "label" if "label" in others else others[0] if len(others) == 1 else ""
+    names = [name or default for name in columns]
+    for name in names:
+        if name not in others: raise ValueError(f"--labels {path} has {f'no column {name!r}' if name else 'several columns'}; choose by --column one of {', '.join(others) or '(there is none)'}")
+    return list(zip(table[by], table[names].to_dict("records"))), names
+
+def _labelled(loras, source, column, groups):
+    "Adapters that have a label, their labels and groups"
+    if source.startswith("metadata:"):
+        key = source.partition(":")[2]
+        found = {lora: {key: lora.metadata[key]} for lora in loras if key in lora.metadata}
+        known = sorted({k for lora in loras for k in lora.metadata})
+        if not found: raise ValueError(f"--labels {source}: no adapter has {key!r} in its metadata; there are {', '.join(known) or 'none at all'}")
+        names = [key]
+        if groups: raise ValueError("--groups names a column of a CSV table; labels from metadata have none")
+    else:
+        rows, names = _csv_labels(Path(source), [column, *([groups] if groups else [])])
+        places = {}
+        for lora in loras:
+            for name in {lora.name, str(lora.path), lora.path.name, lora.path.stem, str(lora.path.resolve())}: places.setdefault(name, []).append(lora)
+        found, strangers = {}, []
+        for name, row in rows:
+            here = places.get(name) or places.get(str((Path(source).parent / name).resolve()), [])
+            if len(here) > 1: raise ValueError(f"--labels {source}: {name} may be {here[0].path} or {here[1].path}; name them by their paths")
+            if here: found[here[0]] = row
+            else: strangers.append(name)
+        if strangers: raise ValueError(f"--labels {source} names {len(strangers)} adapters that are not there, {', '.join(map(_plain, strangers[:3]))} first")
+    if bare := [lora.name for lora in loras if not found.get(lora, {}).get(names[0])]: _say(f"note: no label for {len(bare)} adapters, which are left out: {', '.join(bare[:5])}")
+    kept = [lora for lora in loras if found.get(lora, {}).get(names[0])]
+    return kept, [found[lora][names[0]] for lora in kept], [found[lora][names[1]] for lora in kept] if groups else None
+
+def _known_rows(): return _representations() + names_in("ablation", "LEARNED", "PRESETS")
+def _classifiers(): return names_in("ablation", "CLASSIFIERS")
+
+@app.command(epilog="Example:  loragrass ablate adapters/ --labels labels.csv")
+def ablate(
+    ctx:typer.Context,
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
+    labels:Annotated[str, typer.Option(metavar="FILE.csv|metadata:KEY", help="A label for each adapter: a CSV table, or a key of their metadata.")],
+    column:Annotated[str|None, typer.Option(help="Column of the labels; default: label, or the only one.")]=None,
+    groups:Annotated[str|None, typer.Option(help="Column of what must not be on both sides of a split, as the images that adapters share.")]=None,
+    representation:Annotated[list[str]|None, typer.Option(help=f"{', '.join(_known_rows())}; may be repeated. Default: spectral, norms, canonical, kernel_pca.")]=None,
+    classifier:Annotated[str, typer.Option(help=f"{', '.join(_classifiers())}.")]="linear",
+    cv:Annotated[int, typer.Option(min=2, help="Folds.")]=5,
+    out:Annotated[Path|None, typer.Option("-o", "--out", help="A .csv or .parquet file for the whole table.")]=None,
+    random_state:Annotated[int, typer.Option("--random-state", help="Of folds, gauges and permuted labels.")]=0,
+    as_json:JSON=False,
+    force:FORCE=False,
+):
+    "Which representation of adapters tells a label: accuracy in folds, in another gauge, beside chance."
+    asked = representation or ["spectral", "norms", "canonical", "kernel_pca"]
+    for name in asked: _one_of(_known_rows(), representation=name)
+    _one_of(_classifiers(), classifier=classifier)
+    if out: _check_frame(out)
+    loras, skipped = _load_together(paths, ctx.obj)
+    if out: _spare([out], loras, force)
+    loras, y, groups_of = _labelled(loras, labels, column, groups)
+    from loragrass.ablation import summary
+    table = lg.ablate(loras, y, asked, classifier, groups_of, cv, random_state=random_state, progress=sys.stderr.isatty())
+    found = summary(table)
+    if as_json: _json(json.loads(found.to_json(orient="records", double_precision=15)))
+    else: _table(found.astype(object).where(found.notna(), None).to_dict("records"))
+    if out:
+        _write_frame(table.set_index("representation"), out)
+        _say(f"wrote {out}")
     _done(paths, skipped)
 
 # %% ../nbs/09_cli.ipynb #da87f38c

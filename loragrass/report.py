@@ -6,7 +6,8 @@ Docs: https://loragrass.github.io/loragrass/report.html.md"""
 
 # %% auto #0
 __all__ = ['COLORS', 'MARKERS', 'plot_gram', 'plot_map', 'plot_angles', 'plot_evidence', 'plot_dendrogram', 'plot_spectra',
-           'plot_silhouettes', 'plot_scores', 'plot_truncation', 'plot_topics', 'plot_base_spectrum', 'plot_history']
+           'plot_silhouettes', 'plot_scores', 'plot_truncation', 'plot_topics', 'plot_base_spectrum', 'plot_history',
+           'plot_ablation']
 
 # %% ../nbs/08_report.ipynb #bd3d55b4
 from collections.abc import Mapping, Sequence
@@ -362,4 +363,31 @@ def plot_history(
     if frame.min(axis=None) > 0 and (frame.max() > 10 * frame.min()).any(): ax.set_yscale("log")
     ax.set(xlabel="epoch", ylabel=_text(frame.columns[0]) if frame.shape[1] == 1 else "")
     if frame.shape[1] > 1: ax.legend(fontsize="small", frameon=False)
+    return ax
+
+# %% ../nbs/08_report.ipynb #5d0a0012
+@checked
+def plot_ablation(
+    table:pd.DataFrame, # from `ablate`
+    classifier:str|None=None, # which to show; default: the first
+    ax:Axes|None=None, # where to draw; default: a new figure
+)->Axes:
+    "Accuracy of each representation over folds, by condition"
+    if lacking := {"representation", "classifier", "condition", "gauge", "accuracy"} - set(table):
+        raise ValueError(f"the table has no column {', '.join(sorted(lacking))}; expected what `ablate` returns")
+    most = table[table.representation == "majority"].accuracy.mean()
+    table = table[table.representation != "majority"]
+    if classifier is None: classifier = table.classifier.iloc[0]
+    table = table[table.classifier == classifier]
+    if table.empty: raise ValueError(f"no rows for the classifier {classifier!r}")
+    names, ax = list(dict.fromkeys(table.representation)), _axes(ax, _height(1.5 * table.representation.nunique()))
+    groups = list(table.groupby(["condition", "gauge"], sort=False))
+    for g, ((condition, gauge), part) in enumerate(groups):
+        found = part.groupby("representation").accuracy.agg(["mean", "std"]).reindex(names)
+        y = np.arange(len(names)) + 0.7 * ((g + 0.5) / len(groups) - 0.5)
+        ax.errorbar(found["mean"], y, xerr=found["std"].fillna(0), ls="", ms=4, lw=1, label=f"{condition} {gauge}".strip(), **_style(g))
+    ax.axvline(most, color=COLORS[6], ls=":", lw=1, label="majority")
+    ax.set_yticks(range(len(names)), [_text(name) for name in names])
+    ax.set(xlabel="accuracy, mean and sd over folds", xlim=(-0.02, 1.05), ylim=(len(names) - 0.4, -0.6))
+    ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     return ax

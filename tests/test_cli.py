@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import loragrass as lg
@@ -537,3 +537,39 @@ def test_topics_says_what_is_missing(language, tmp_path):
                           ([language / "texts", "--model", language / "model", "--target-modules", "query", "--window", "64"], "matches no linear layer")):
         result = run("topics", *args, "-o", tmp_path / "out")
         assert result.exit_code == 1 and message in result.stderr and not (tmp_path / "out").exists()
+
+# ---- ablate
+
+def labelled(folder, rows, head="name,label"): (folder / "labels.csv").write_text("\n".join([head, *rows]) + "\n")
+
+def test_ablate_says_what_tells_the_label(here):
+    labelled(here, [f"adapters/a{i}.safetensors,{'ink' if i % 2 else 'wash'}" for i in range(6)], "file,label")
+    result = run("ablate", "adapters", "--labels", "labels.csv", "--cv", 3, "--representation", "kernel_pca", "-o", "table.csv")
+    rows = {line.split("  ")[0]: line for line in result.stdout.splitlines()}
+    assert result.exit_code == 0 and {"majority", "flat", "permuted labels", "kernel_pca"} <= set(rows) and " 1 " in rows["kernel_pca"]
+    assert len(Path("table.csv").read_text().splitlines()) == 1 + 3 * (1 + 1 + 2 * 5)
+    found = json.loads(run("ablate", "adapters", "--labels", "labels.csv", "--cv", 3, "--representation", "norms", "--json").stdout)
+    assert [row["representation"] for row in found] == ["majority", "flat", "permuted labels", "norms"]
+
+def test_ablate_leaves_out_what_has_no_label_and_says_so(here):
+    labelled(here, [f"a{i},{i % 2},{i // 2}" for i in range(5)], "adapter,style,author")
+    result = run("ablate", "adapters", "--labels", "labels.csv", "--column", "style", "--groups", "author", "--cv", 2, "--representation", "norms")
+    assert result.exit_code == 0 and "no label for 1 adapters, which are left out: a5" in result.stderr
+
+def test_ablate_reads_labels_from_metadata(here):
+    (here / "marked").mkdir()
+    for i in range(6):
+        tensors = load_file(here / f"adapters/a{i}.safetensors")
+        save_file(tensors, here / f"marked/a{i}.safetensors", {"style": "ink" if i % 2 else "wash"})
+    assert run("ablate", "marked", "--labels", "metadata:style", "--cv", 3, "--representation", "norms").exit_code == 0
+
+@pytest.mark.parametrize("rows, head, line, says", [
+    (["a0,ink", "b7,wash"], "name,label", "", "labels.csv names 1 adapters that are not there, b7 first"), (["a0,ink,x"], "name,style,author", "", "several columns; choose by --column one of style, author"),
+    (["a0,ink"], "name,label", "--column style", "no column 'style'"), ([f"a{i},ink" for i in range(6)], "name,label", "", "two classes at least"),
+    ([f"a{i},{i % 2}" for i in range(6)], "name,label", "", "cv=5 for 6 adapters, 3 in the largest class"), (["a0,ink"], "name,label", "--representation colours", "--representation colours: expected one of flat"),
+    (["a0,ink"], "name,label", "--classifier oracle", "--classifier oracle: expected one of linear"), (["a0,ink"], "name,label", "-o table.xlsx", "ends in .csv or .parquet"),
+    (["a0,ink"], "name,label", "--labels metadata:style", "no adapter has 'style' in its metadata"), (["a0,ink"], "name,label", "--labels none.csv", "none.csv")])
+def test_ablate_refuses_in_one_line(rows, head, line, says, here):
+    labelled(here, rows, head)
+    result = run("ablate", "adapters", *([] if "--labels" in line else ["--labels", "labels.csv"]), *line.split())
+    assert result.exit_code == 1 and says in result.stderr.strip().splitlines()[-1] and not Path("table.csv").exists()
