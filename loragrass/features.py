@@ -301,10 +301,10 @@ class Features(OnModules):
 # %% ../nbs/05_features.ipynb #ed39944d
 ENTRIES = 1 << 20 # that are looked at together
 
-def _by_entries(f, B, A):
+def _by_entries(f, B, A, *more): # more: (N, …), of which f gets its share
     "f of stacks that have few entries, or are of one matrix"
     size = max(1, ENTRIES // (B.shape[1] * A.shape[2]))
-    return torch.cat([f(b, a) for b, a in zip(B.split(size), A.split(size))])
+    return torch.cat([f(*parts) for parts in zip(*(t.split(size) for t in (B, A, *more)))])
 
 def _flat(B, A, asked): # (N, m, r), (N, r, n) → (N, rows · columns), filled up with zeros
     rows, columns = asked.size
@@ -357,6 +357,11 @@ def _over_blocks(f, B, A)->Tensor: # f: (N, rows, n) → (N, …)
     "Sum of f over blocks of rows"
     return sum((f(x) for x in _row_blocks(B, A)), torch.zeros((), dtype=torch.float64))
 
+def _third_and_fourth(x): # (N, rows, n) → (N, 2): sums of powers, by products, which are quicker
+    x = x.flatten(1)
+    square = x * x
+    return torch.stack([(square * x).sum(1), (square * square).sum(1)], 1)
+
 def _moments(
     B:Tensor, # (N, m, r)
     A:Tensor, # (N, r, n)
@@ -372,8 +377,7 @@ def _moments(
         B2, A2 = B[..., i] * B[..., j], A[:, i] * A[:, j] * torch.where(i == j, 1., 2.).double()[:, None]
         third, fourth = ((B2.mT @ B) * (A2 @ A.mT)).sum((1, 2)), ((B2.mT @ B2) * (A2 @ A2.mT)).sum((1, 2))
     else:
-        def power(p): return _by_entries(lambda b, a: _over_blocks(lambda x: x.pow(p).sum((1, 2)), b, a), B, A)
-        third, fourth = power(3), power(4)
+        third, fourth = _by_entries(partial(_over_blocks, _third_and_fourth), B, A).T
     std = second.clamp(min=0).sqrt()
     std = torch.where(std > 1e-12 * mean.abs(), std, 0.) # a constant matrix
     return torch.stack([mean, std, _ratio(third / (m * n), std ** 3), _ratio(fourth / (m * n), std ** 4)], 1)
@@ -457,9 +461,8 @@ REPRESENTATIONS |= {"norms": Representation("Frobenius, nuclear, spectral, 1- an
 # %% ../nbs/05_features.ipynb #bb97f6d8
 def _distribution(B, A, asked): # (N, m, r), (N, r, n) → (N, 12)
     q, (mean, std, skewness, kurtosis) = _quantiles(B, A, [.05, .1, .25, .5, .75, .9, .95]), _moments(B, A).T
-    minus, one = -mean[:, None, None].expand(-1, B.shape[1], 1), torch.ones_like(A[:, :1])
-    centred = torch.cat([B, minus], 2), torch.cat([A, one], 1)
-    total = _by_entries(partial(_over_blocks, lambda x: x.abs().sum((1, 2))), *centred)
+    def distances(b, a, mu): return _over_blocks(lambda x: (x - mu[:, None, None]).abs().sum((1, 2)), b, a)
+    total = _by_entries(distances, B, A, mean)
     mad, cv = total / (B.shape[1] * A.shape[2]), _ratio(std, mean.abs())
     return torch.cat([q, torch.stack([q[:, 4] - q[:, 2], mad, cv, skewness, kurtosis], 1)], 1)
 
@@ -490,8 +493,8 @@ REPRESENTATIONS |= {"frequency": Representation("ten largest Fourier magnitudes,
 # %% ../nbs/05_features.ipynb #df131b53
 def _entropy(B, A, bins=50): # (N, m, r), (N, r, n) → (N, 2)
     "Entropy of the entries over equal bins, and its share of the largest"
-    low = torch.stack([x.amin((1, 2)) for x in _row_blocks(B, A)]).amin(0)
-    high = torch.stack([x.amax((1, 2)) for x in _row_blocks(B, A)]).amax(0)
+    lows, highs = zip(*(x.flatten(1).aminmax(dim=1) for x in _row_blocks(B, A)))
+    low, high = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
     varies, first = high - low > 1e-12 * torch.maximum(low.abs(), high.abs()), torch.arange(len(B))[:, None] * bins
     steps = torch.where(varies, bins / torch.where(varies, high - low, 1.), 0.)[:, None, None]
     def counts(x):
