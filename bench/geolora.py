@@ -26,7 +26,7 @@ def geolora(base, lr, steps, targets, **config):
 def lora(base, lr, steps, targets, rank, riemannian=False):
     model = peft.get_peft_model(base, peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
     params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = create_riemannian_optimizer(model, torch.optim.AdamW, dict(lr=lr, weight_decay=0.)) if riemannian else torch.optim.AdamW(params, lr=lr, weight_decay=0.)
+    optimizer = create_riemannian_optimizer(model, torch.optim.AdamW, lr=lr, weight_decay=0.) if riemannian else torch.optim.AdamW(params, lr=lr, weight_decay=0.)
     return model, optimizer, lambda step: None, lambda: [rank] * sum(hasattr(m, "lora_A") for m in model.modules())
 
 def adalora(base, lr, steps, targets, rank, start=None):
