@@ -297,8 +297,8 @@ def speed(B=16, T=64, rank=16):
     base, targets, ids = small(), ["q_proj", "v_proj"], torch.randint(1000, (B, T))
     reader = Reader(base, {name: TopicUpdate(*linear_shape(m), rank) for name, m in find_modules(base, targets).items()})
     x = torch.zeros(B, reader.numbers, requires_grad=True)
-    lora = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=rank, target_modules=targets, lora_alpha=rank))
-    poly = peft.get_peft_model(copy.deepcopy(base), peft.PolyConfig(r=rank, target_modules=targets, n_tasks=B, n_skills=4))
+    lora = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=targets, lora_alpha=rank))
+    poly = peft.get_peft_model(copy.deepcopy(base), peft.PolyConfig(task_type="CAUSAL_LM", r=rank, target_modules=targets, n_tasks=B, n_skills=4))
     calls = {"TopicLoRA": lambda: reader.logits(ids, x), "PEFT LoRA, one for all": lambda: lora(input_ids=ids).logits, "PEFT Poly, 4 skills": lambda: poly(input_ids=ids, task_ids=torch.arange(B)).logits}
     forward = medians({name: partial(_forward, f) for name, f in calls.items()})
     backward = medians({name: partial(_backward, f) for name, f in calls.items()})

@@ -30,17 +30,24 @@ def as_ids(
     vocabulary:int|None=None, # tokens that the base knows
 )->list[Tensor]: # int64, one a document
     "Documents as token ids; what has none, or others than the base's, is refused by its number"
-    if isinstance(documents, (str, bytes)): raise ValueError("documents is one text; expected a list of texts, or of lists of token ids")
+    if isinstance(documents, (str, bytes)):
+        raise ValueError("documents is one text; expected a list of texts, or of lists of token ids")
     out = []
     for i, document in enumerate(documents):
         if isinstance(document, str):
-            if tokenizer is None: raise ValueError(f"document {i} is a text and there is no tokenizer; pass tokenizer=, or token ids")
+            if tokenizer is None:
+                raise ValueError(f"document {i} is a text and there is no tokenizer; pass tokenizer=, or token ids")
             document = tokenizer(document, add_special_tokens=False)["input_ids"]
         ids = torch.as_tensor(document)
-        if ids.numel() and (ids.ndim != 1 or ids.is_floating_point()): raise ValueError(f"document {i} has shape {tuple(ids.shape)} and {ids.dtype}; expected a text or a list of token ids")
-        if len(ids) < 2: raise ValueError(f"document {i} has {len(ids)} tokens; expected two or more, there is nothing to predict: leave it out")
+        if ids.numel() and (ids.ndim != 1 or ids.is_floating_point()):
+            raise ValueError(f"document {i} has shape {tuple(ids.shape)} and {ids.dtype}; expected a text or a list "
+                "of token ids")
+        if len(ids) < 2:
+            raise ValueError(f"document {i} has {len(ids)} tokens; expected two or more, there is nothing to predict: "
+                "leave it out")
         if vocabulary and not 0 <= ids.min() <= ids.max() < vocabulary:
-            raise ValueError(f"document {i} has token {int(ids.max() if ids.min() >= 0 else ids.min())}; the base knows 0 … {vocabulary - 1}: take the tokenizer of this base")
+            raise ValueError(f"document {i} has token {int(ids.max() if ids.min() >= 0 else ids.min())}; the base "
+                f"knows 0 … {vocabulary - 1}: take the tokenizer of this base")
         out.append(ids.long().cpu())
     return out
 
@@ -76,7 +83,8 @@ class Windows:
         place[torch.as_tensor(documents)] = torch.arange(len(documents))
         rows = (place[self.document] >= 0).nonzero()[:, 0]
         kept = None if self.kept is None else self.kept[rows]
-        return Windows(self.ids[rows], self.length[rows], place[self.document[rows]], self.held[rows], len(documents), kept)
+        owner = place[self.document[rows]]
+        return Windows(self.ids[rows], self.length[rows], owner, self.held[rows], len(documents), kept)
 
 def cut(
     documents:Sequence[Tensor], # token ids
@@ -95,8 +103,8 @@ def cut(
             n = len(rows[-1]) - 1
             held.append(torch.arange(done, done + n) >= count - count // 4)
             done += n
-    pad = nn.utils.rnn.pad_sequence
-    return Windows(pad(rows, batch_first=True), torch.tensor([len(r) for r in rows]), torch.tensor(owner), pad(held, batch_first=True), len(documents))
+    ids, held = (nn.utils.rnn.pad_sequence(parts, batch_first=True) for parts in (rows, held))
+    return Windows(ids, torch.tensor([len(r) for r in rows]), torch.tensor(owner), held, len(documents))
 
 # %% ../nbs/06a_documents.ipynb #1db3b95a
 def linear_shape(
@@ -104,7 +112,7 @@ def linear_shape(
 )->tuple[int, int]|None: # (m, n), or None where it is no linear layer
     "Outputs and inputs of a linear layer, GPT-2's Conv1D included"
     if isinstance(module, nn.Linear): return module.out_features, module.in_features
-    return (module.weight.shape[1], module.weight.shape[0]) if type(module).__name__ == "Conv1D" else None # type: ignore
+    return tuple(module.weight.shape)[::-1] if type(module).__name__ == "Conv1D" else None # type: ignore
 
 def find_modules(
     base:nn.Module,
@@ -117,7 +125,8 @@ def find_modules(
     else: found = [name for name in layers if meant(name)]
     if not found:
         known = sorted({name.rpartition(".")[2] for name in layers})
-        raise ValueError(f"target_modules={target_modules!r} matches no linear layer; the base has {', '.join(known) or 'none'}")
+        raise ValueError(f"target_modules={target_modules!r} matches no linear layer; the base has "
+            f"{', '.join(known) or 'none'}")
     return {name: layers[name] for name in found}
 
 # %% ../nbs/06a_documents.ipynb #f38da56f
@@ -129,7 +138,8 @@ def upper_layers(
     stacks = [(path, m) for path, m in base.named_modules() if isinstance(m, nn.ModuleList)]
     if not stacks: raise ValueError("the base has no list of blocks; name the layers as target_modules")
     path, stack = max(stacks, key=lambda s: sum(linear_shape(m) is not None for m in s[1].modules()))
-    return [f"{path}.{i}.{name}" for i, block in enumerate(stack) if i >= len(stack) - blocks for name, m in block.named_modules() if linear_shape(m)]
+    upper = [(i, block) for i, block in enumerate(stack) if i >= len(stack) - blocks]
+    return [f"{path}.{i}.{name}" for i, block in upper for name, m in block.named_modules() if linear_shape(m)]
 
 # %% ../nbs/06a_documents.ipynb #29af618c
 class _Reached(Exception):
@@ -142,8 +152,9 @@ class Below:
         names:Sequence[str], # of the adapted modules
     ):
         self.base, self.in_tuples = base, False
-        stacks = [self._up_to(path, blocks, names) for path, blocks in base.named_modules() if isinstance(blocks, nn.ModuleList)]
-        self.blocks = next(filter(None, stacks), []) # the lower ones, and the first that is adapted
+        stacks = [(path, blocks) for path, blocks in base.named_modules() if isinstance(blocks, nn.ModuleList)]
+        lower = [self._up_to(path, blocks, names) for path, blocks in stacks]
+        self.blocks = next(filter(None, lower), []) # the lower ones, and the first that is adapted
 
     @staticmethod
     def _up_to(path, blocks, names):
@@ -173,7 +184,8 @@ class Below:
     ):
         "Inside, the base starts at the first adapted block"
         *lower, first = self.blocks
-        def give(module, args, kwargs): return ((kept, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": kept})
+        def give(module, args, kwargs):
+            return ((kept, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": kept})
         def hand_on(hidden_states, *args, **kwargs): return (hidden_states,) if self.in_tuples else hidden_states
         handle = first.register_forward_pre_hook(give, with_kwargs=True)
         for block in lower: block.forward = hand_on
@@ -217,7 +229,8 @@ class Reader:
         pieces = {} if x is None else self.pieces(x)
         def hook(update, x): return lambda module, args, out: out + update(args[0].to(update.U.dtype), x).to(out.dtype)
         training, trained = self.base.training, [p for p in self.base.parameters() if p.requires_grad]
-        handles = [self.base.get_submodule(name).register_forward_hook(hook(update, pieces.get(name))) for name, update in self.updates.items()]
+        hooks = {name: hook(update, pieces.get(name)) for name, update in self.updates.items()}
+        handles = [self.base.get_submodule(name).register_forward_hook(h) for name, h in hooks.items()]
         self.base.eval()
         for p in trained: p.requires_grad = False
         try: yield self.base
@@ -232,7 +245,8 @@ class Reader:
         kept:Tensor|None=None, # (B, T, hidden) what reaches the first adapted block
     )->Tensor: # (B, T, vocabulary)
         "One batch through the base"
-        with self.attached(x) as base, contextlib.nullcontext() if kept is None else self.below.replaced(kept.to(self.device)):
+        start = contextlib.nullcontext() if kept is None else self.below.replaced(kept.to(self.device))
+        with self.attached(x) as base, start:
             out = base(ids.to(self.device), **self.options)
         return getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
 
@@ -267,7 +281,8 @@ def nll(
     return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), T - 1)
 
 def _per_document(windows, sums, counts): # sums and counts of rows → means of documents
-    out = torch.zeros(2, windows.N, dtype=torch.float64, device=sums.device).index_add_(1, windows.document.to(sums.device), torch.stack([sums, counts]).double())
+    out = torch.zeros(2, windows.N, dtype=torch.float64, device=sums.device)
+    out.index_add_(1, windows.document.to(sums.device), torch.stack([sums, counts]).double())
     return (out[0] / out[1]).float() # NaN where nothing is predicted
 
 @torch.no_grad()
@@ -294,7 +309,8 @@ def gradients(
 )->tuple[Tensor, Tensor]: # (N, numbers) of each document's loss by its x; (N,) its loss on the held-out part
     "The gradients of all documents, side by side"
     mask, held = windows.predicted(part).to(reader.device), windows.predicted("held").to(reader.device)
-    totals = torch.zeros(windows.N, device=reader.device).index_add_(0, windows.document.to(reader.device), mask.sum(1).float())
+    totals = torch.zeros(windows.N, device=reader.device)
+    totals.index_add_(0, windows.document.to(reader.device), mask.sum(1).float())
     G, sums, counts = torch.zeros_like(x), *torch.zeros(2, len(windows.ids), device=reader.device)
     for rows in windows.batches(reader.batch_size):
         document = windows.document[rows].to(x.device)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from .checks import caller_level, check_parameters
 from .documents import Reader, Windows, as_ids, cut, find_modules, fingerprint, linear_shape
 from .lora_io import LoRA, LoRAFormatError, LoRAUpdate
-from .topic_fitting import PRIORS, Checkpoint, Steps, choose_steps, learn_shared, module_scales, vectors
+from .topic_fitting import PRIORS, Checkpoint, Steps, choose_steps, learn_shared, module_scales, sample, vectors
 from .topic_lora import FORMS, TopicUpdate
 from .topics import Topics, find_topics
 from .writers import beside
@@ -61,8 +61,9 @@ class TopicLoRA:
         memory:float=5e8, # numbers kept of what frozen lower layers compute
         random_state:int=0, # of U, A and the order of batches
     ):
-        self.base, self.target_modules, self.rank, self.form, self.A, self.x, self.per_module_scale = base, target_modules, rank, form, A, x, per_module_scale
-        self.init, self.joint, self.l2, self.prior, self.window, self.bos, self.batch_size = init, joint, l2, prior, window, bos, batch_size
+        self.base, self.target_modules, self.rank, self.form, self.A = base, target_modules, rank, form, A
+        self.x, self.per_module_scale, self.init, self.joint = x, per_module_scale, init, joint
+        self.l2, self.prior, self.window, self.bos, self.batch_size = l2, prior, window, bos, batch_size
         self.epochs, self.lr, self.steps, self.memory, self.random_state = epochs, lr, steps, memory, random_state
 
     def fit(self,
@@ -78,14 +79,17 @@ class TopicLoRA:
         check_corpus(ids)
         windows = self.reader_.keep(cut(ids, self.window, self.bos))
         saved, history = Checkpoint(checkpoint, digest(self, ids)), []
-        learn = partial(learn_shared, self.reader_, windows, epochs=self.epochs, lr=self.lr, random_state=self.random_state, checkpoint=saved, progress=progress)
+        learn = partial(learn_shared, self.reader_, windows, epochs=self.epochs, lr=self.lr,
+                        random_state=self.random_state, checkpoint=saved, progress=progress)
         joint, stage = self.joint or self.A == "learned", saved.state.get("stage")
         if self.init == "corpus" and stage != "joint": history += learn()
         if joint: history += learn(Steps(**saved.state["how"]) if stage == "joint" else self._choose(windows))
         self.history_, self.how_ = pd.DataFrame(history), self._choose(windows)
         self.vectors_ = vectors(self.reader_, windows, self.how_, progress).cpu().numpy()
         self.ids_, self.texts_ = ids, list(documents) if isinstance(documents[0], str) else None
-        if not self.how_.gain > 0: warnings.warn("on the held-out quarters no x is better than none: documents are too short, or too much alike", stacklevel=caller_level())
+        if not self.how_.gain > 0:
+            warnings.warn("on the held-out quarters no x is better than none: documents are too short, or too much "
+                "alike", stacklevel=caller_level())
         return self
 
     def transform(self,
@@ -111,23 +115,27 @@ class TopicLoRA:
         return self
 
     def compose(self,
-        documents:Mapping[int, float]|Sequence[float]|None=None, # document → weight, {} the shared part alone; or a vector of d numbers
+        documents:Mapping[int, float]|Sequence[float]|None=None, # document → weight ({}: the shared part); or a vector
         query=None, # instead: a text or token ids, for its k nearest documents
         k:int=5,
         by:str="tfidf", # how they are found: "tfidf" of tokens, or "x": cosines of vectors
     )->LoRA: # of rank r, however many documents
         "One adapter from the weighted sum of documents' vectors"
         check_fitted(self)
-        if (documents is None) == (query is None): raise ValueError("compose takes documents={number: weight}, or a query=")
+        if (documents is None) == (query is None):
+            raise ValueError("compose takes documents={number: weight}, or a query=")
         if query is not None: documents = self.nearest(query, k, by)
-        vector = weighted_sum(self.vectors_, documents) if isinstance(documents, Mapping) else as_vectors(self, [documents])[0]
-        pieces, updates = self.reader_.pieces(torch.as_tensor(vector, dtype=torch.float32, device=self.reader_.device)), {}
+        if isinstance(documents, Mapping): vector = weighted_sum(self.vectors_, documents)
+        else: vector = as_vectors(self, [documents])[0]
+        pieces, updates = self.reader_.pieces(torch.as_tensor(vector, device=self.reader_.device)), {}
         for name, update in self.reader_.updates.items():
             up, down = (t.detach().cpu().clone() for t in update.factors(pieces[name]))
             module = self.base.get_submodule(name)
-            updates[name] = LoRAUpdate(up, down, 1.0, tuple(module.weight.shape), not isinstance(module, nn.Linear)) # type: ignore
+            shape, turned = tuple(module.weight.shape), not isinstance(module, nn.Linear) # type: ignore
+            updates[name] = LoRAUpdate(up, down, 1.0, shape, turned)
         where = getattr(getattr(self.base, "config", None), "name_or_path", "")
-        return LoRA(updates, "composed", format="peft", config={"base_model_name_or_path": where or None, "task_type": "CAUSAL_LM"})
+        config = {"base_model_name_or_path": where or None, "task_type": "CAUSAL_LM"}
+        return LoRA(updates, "composed", format="peft", config=config)
 
     def nearest(self,
         query, # a text, or token ids
@@ -164,7 +172,8 @@ class TopicLoRA:
     )->Topics:
         "Group the corpus by its vectors, with words"
         check_fitted(self)
-        found = find_topics(self.vectors_, self._texts(), n_clusters, embed=self.transform, random_state=self.random_state, **options)
+        found = find_topics(self.vectors_, self._texts(), n_clusters, embed=self.transform,
+                            random_state=self.random_state, **options)
         means = [self.vectors_[found.labels == t].mean(0) for t in range(len(found))]
         return replace(found, raised=[self.raised(mean, raised) for mean in means] if raised else [])
 
@@ -175,7 +184,7 @@ class TopicLoRA:
     )->list[str]: # tokens, or their ids where there is no tokenizer
         "Tokens that x makes likelier, by p_x log(p_x / p_0), means over the places of some windows"
         windows = cut(self.ids_, self.window, self.bos)
-        rows = torch.as_tensor(sorted(set(torch.linspace(0, len(windows.ids) - 1, min(few, len(windows.ids))).long().tolist())))
+        rows = torch.as_tensor(sample(len(windows.ids), few))
         x = torch.as_tensor(as_vectors(self, [vector]), device=self.reader_.device).float()
         p, q = (mean_probabilities(self.reader_, windows, rows, v) for v in (x, None))
         best = (p * (p / q).log()).nan_to_num().argsort(descending=True)[:n].tolist()
@@ -225,28 +234,39 @@ def check_settings(
     "What the constructor was given"
     check_parameters(model)
     def one_of(name, known):
-        if getattr(model, name) not in known: raise ValueError(f"{name}={getattr(model, name)!r}; expected one of {', '.join(known)}")
-    one_of("form", FORMS); one_of("A", ("random", "learned")); one_of("x", ("module", "shared")); one_of("init", ("corpus", "zero")); one_of("prior", PRIORS)
-    if model.prior == "orthogonal" and model.form != "both": raise ValueError(f"prior='orthogonal' is for form='both', which has an x and a y; form={model.form!r}")
-    if model.init == "zero" and model.form in ("scale", "up"): raise ValueError(f"form={model.form!r} with init='zero': x has no gradient where the shared part is zero; take init='corpus'")
+        if getattr(model, name) not in known:
+            raise ValueError(f"{name}={getattr(model, name)!r}; expected one of {', '.join(known)}")
+    known = dict(form=FORMS, A=("random", "learned"), x=("module", "shared"), init=("corpus", "zero"), prior=PRIORS)
+    for name, values in known.items(): one_of(name, values)
+    if model.prior == "orthogonal" and model.form != "both":
+        raise ValueError(f"prior='orthogonal' is for form='both', which has an x and a y; form={model.form!r}")
+    if model.init == "zero" and model.form in ("scale", "up"):
+        raise ValueError(f"form={model.form!r} with init='zero': x has no gradient where the shared part is zero; "
+            "take init='corpus'")
     if model.window < 2: raise ValueError(f"window={model.window}; expected two tokens or more")
     longest = getattr(getattr(model.base, "config", None), "max_position_embeddings", None)
-    if longest and model.window > longest: raise ValueError(f"window={model.window} and the base reads {longest} tokens at most; take a shorter one")
+    if longest and model.window > longest:
+        raise ValueError(f"window={model.window} and the base reads {longest} tokens at most; take a shorter one")
 
 def check_corpus(
     ids:Sequence[Tensor],
 ):
     "Two documents or more; copies are said"
-    if len(ids) < 2: raise ValueError(f"{len(ids)} documents; what is shared and what is a document's own takes two or more: pass more texts, or cut the one into parts")
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} documents; what is shared and what is a document's own takes two or more: pass "
+            "more texts, or cut the one into parts")
     first:dict = {}
     copies = [(first[key], i) for i, key in enumerate(tuple(t.tolist()) for t in ids) if first.setdefault(key, i) != i]
-    if copies: warnings.warn(f"{len(copies)} documents are copies of others, {copies[0][1]} of {copies[0][0]} first; they get the same x, and count twice in the shared part", stacklevel=caller_level())
+    if copies:
+        warnings.warn(f"{len(copies)} documents are copies of others, {copies[0][1]} of {copies[0][0]} first; they "
+            "get the same x, and count twice in the shared part", stacklevel=caller_level())
 
 def check_fitted(
     model:TopicLoRA,
 ):
     "After `fit`, or `load`"
-    if not hasattr(model, "vectors_"): raise ValueError("this TopicLoRA has no vectors yet; call fit(documents) first, or TopicLoRA.load")
+    if not hasattr(model, "vectors_"):
+        raise ValueError("this TopicLoRA has no vectors yet; call fit(documents) first, or TopicLoRA.load")
 
 def check_tokenizer(
     model:TopicLoRA,
@@ -254,7 +274,9 @@ def check_tokenizer(
 ):
     "The tokenizer of `fit`, or one that does the same"
     tokens = tokens_of(tokenizer)
-    if model.tokens_ and tokens != model.tokens_: raise ValueError("this is another tokenizer than that of fit; its ids mean other tokens: pass the one that belongs to the base")
+    if model.tokens_ and tokens != model.tokens_:
+        raise ValueError("this is another tokenizer than that of fit; its ids mean other tokens: pass the one that "
+            "belongs to the base")
     model.tokenizer_, model.tokens_ = tokenizer, tokens
 
 def tokens_of(
@@ -272,8 +294,11 @@ def as_vectors(
     check_fitted(model)
     X = np.asarray(model.vectors_ if vectors is None else vectors, dtype=np.float32)
     d = model.vectors_.shape[1]
-    if X.ndim != 2 or X.shape[1] != d: raise ValueError(f"vectors have shape {X.shape}; those of this model have {d} numbers: are they of another model?")
-    if not np.isfinite(X).all(): raise ValueError(f"vector {int(np.argmin(np.isfinite(X).all(1)))} has NaN or infinite numbers; leave it out")
+    if X.ndim != 2 or X.shape[1] != d:
+        raise ValueError(f"vectors have shape {X.shape}; those of this model have {d} numbers: are they of another "
+            "model?")
+    if not np.isfinite(X).all():
+        raise ValueError(f"vector {int(np.argmin(np.isfinite(X).all(1)))} has NaN or infinite numbers; leave it out")
     return X
 
 def weighted_sum(
@@ -282,10 +307,13 @@ def weighted_sum(
 )->np.ndarray: # (d,)
     "Σ w x"
     unknown = [i for i in weights if not (isinstance(i, (int, np.integer)) and 0 <= i < len(vectors))]
-    if unknown: raise ValueError(f"document {unknown[0]!r} is not in the corpus, which has 0 … {len(vectors) - 1}; transform it, and compose its vector")
+    if unknown:
+        raise ValueError(f"document {unknown[0]!r} is not in the corpus, which has 0 … {len(vectors) - 1}; transform "
+            "it, and compose its vector")
     odd = [i for i, w in weights.items() if not math.isfinite(w)]
     if odd: raise ValueError(f"the weight of document {odd[0]} is {weights[odd[0]]}; expected finite numbers")
-    return np.asarray(list(weights.values()), dtype=np.float32) @ vectors[list(weights)] if weights else np.zeros(vectors.shape[1], np.float32)
+    if not weights: return np.zeros(vectors.shape[1], np.float32)
+    return np.asarray(list(weights.values()), np.float32) @ vectors[list(weights)]
 
 # %% ../nbs/06d_topic_models.ipynb #ec31fa5a
 def new_reader(
@@ -295,8 +323,11 @@ def new_reader(
     found, updates = find_modules(model.base, model.target_modules), {}
     for i, (name, module) in enumerate(found.items()):
         m, n = linear_shape(module) # type: ignore
-        if not 1 <= model.rank <= min(m, n): raise ValueError(f"rank={model.rank} for {name}, a layer {n} → {m}; expected 1 … {min(m, n)}: take a smaller rank, or leave it out")
-        updates[name] = TopicUpdate(m, n, model.rank, model.form, model.A, 1000 * model.random_state + i).to(module.weight.device) # type: ignore
+        if not 1 <= model.rank <= min(m, n):
+            raise ValueError(f"rank={model.rank} for {name}, a layer {n} → {m}; expected 1 … {min(m, n)}: take a "
+                "smaller rank, or leave it out")
+        update = TopicUpdate(m, n, model.rank, model.form, model.A, 1000 * model.random_state + i)
+        updates[name] = update.to(module.weight.device) # type: ignore
     return Reader(model.base, updates, model.x == "shared", model.batch_size, model.memory)
 
 def digest(
@@ -304,7 +335,8 @@ def digest(
     ids:Sequence[Tensor],
 )->str:
     "Tells fits apart: settings, base and documents"
-    return hashlib.sha256(f"{settings(model)} {fingerprint(model.base)} {[t.tolist() for t in ids]}".encode()).hexdigest()
+    told = f"{settings(model)} {fingerprint(model.base)} {[t.tolist() for t in ids]}"
+    return hashlib.sha256(told.encode()).hexdigest()
 
 def tfidf_cosines(
     query:Tensor, # token ids
@@ -336,10 +368,12 @@ def write_model(
 ):
     "Write the folder, whole or not at all"
     r, how = model.reader_, {key: v for key, v in vars(model.how_).items() if key != "rms"}
-    about = dict(format="loragrass.TopicLoRA", version=1, settings=settings(model), how=how, scale=r.scale, modules=list(r.updates), texts=model.texts_,
-                 base=fingerprint(model.base), tokens=model.tokens_)
-    tensors = {f"{name}.{key}": p.detach().cpu().contiguous() for name, u in r.updates.items() for key, p in u.named_parameters()}
-    tensors |= {"vectors": torch.as_tensor(model.vectors_), "rms": model.how_.rms.cpu(), "ids": torch.cat(model.ids_).int(), "lengths": torch.tensor([len(t) for t in model.ids_])}
+    about = dict(format="loragrass.TopicLoRA", version=1, settings=settings(model), how=how, scale=r.scale,
+                 texts=model.texts_, base=fingerprint(model.base), tokens=model.tokens_)
+    factors = {f"{name}.{key}": p for name, u in r.updates.items() for key, p in u.named_parameters()}
+    tensors = {key: p.detach().cpu().contiguous() for key, p in factors.items()}
+    tensors |= {"vectors": torch.as_tensor(model.vectors_), "rms": model.how_.rms.cpu()}
+    tensors |= {"ids": torch.cat(model.ids_).int(), "lengths": torch.tensor([len(t) for t in model.ids_])}
     with beside(Path(os.path.realpath(path)), _put_folder) as new:
         new.mkdir()
         save_file(tensors, new/"topic_lora.safetensors")
@@ -358,16 +392,24 @@ def read_model(
     "Open a folder that `write_model` wrote"
     def refuse(text): return LoRAFormatError(f"{text}; expected a folder that TopicLoRA.save wrote", path)
     try:
-        about, tensors = json.loads((path/"topic_lora.json").read_text(encoding="utf-8")), load_file(path/"topic_lora.safetensors")
+        about = json.loads((path/"topic_lora.json").read_text(encoding="utf-8"))
+        tensors = load_file(path/"topic_lora.safetensors")
         model = cls(base, **about["settings"])
-        if about["base"] != fingerprint(base): raise ValueError(f"{path} is of another base than this one; its vectors mean nothing here: load the model that it was fitted on")
-        model.reader_, model.tokenizer_, model.tokens_, model.texts_ = new_reader(model), None, about["tokens"], about["texts"]
+        if about["base"] != fingerprint(base):
+            raise ValueError(f"{path} is of another base than this one; its vectors mean nothing here: load the model "
+                "that it was fitted on")
+        model.reader_, model.tokenizer_ = new_reader(model), None
+        model.tokens_, model.texts_ = about["tokens"], about["texts"]
         model.reader_.scale = about["scale"]
-        for name, u in model.reader_.updates.items(): u.load_state_dict({key: tensors[f"{name}.{key}"] for key, _ in u.named_parameters()})
+        for name, u in model.reader_.updates.items():
+            u.load_state_dict({key: tensors[f"{name}.{key}"] for key, _ in u.named_parameters()})
         model.how_ = Steps(tensors["rms"].to(model.reader_.device), **about["how"])
-        model.vectors_, model.ids_ = tensors["vectors"].numpy(), list(tensors["ids"].long().split(tensors["lengths"].tolist()))
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError, RuntimeError, SafetensorError) as e: raise refuse(f"not readable: {type(e).__name__} {e}") from None
-    if not len(model.ids_) == len(model.vectors_) or model.vectors_.shape[1:] != (model.reader_.numbers,) or not np.isfinite(model.vectors_).all():
+        model.vectors_ = tensors["vectors"].numpy()
+        model.ids_ = list(tensors["ids"].long().split(tensors["lengths"].tolist()))
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError, RuntimeError, SafetensorError) as e:
+        raise refuse(f"not readable: {type(e).__name__} {e}") from None
+    fits = model.vectors_.shape == (len(model.ids_), model.reader_.numbers)
+    if not fits or not np.isfinite(model.vectors_).all():
         raise refuse(f"{len(model.ids_)} documents and vectors {model.vectors_.shape}, or NaN in them")
     if tokenizer is not None: check_tokenizer(model, tokenizer)
     return model

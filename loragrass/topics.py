@@ -40,9 +40,11 @@ def npmi(
     words:Sequence[int], # columns
 )->float: # −1 … 1; NaN for fewer than two words
     "Mean normalised pointwise mutual information of pairs of words, over documents"
-    D = np.asarray((counts[:, list(words)] > 0).astype(float).todense() if hasattr(counts, "todense") else counts[:, list(words)] > 0, float)
+    D = np.asarray(csr_matrix(counts[:, list(words)] > 0).todense(), float)
     p, both = D.mean(0), D.T @ D / len(D)
-    def pair(i, j): return -1. if both[i, j] == 0 else 1. if both[i, j] == 1 else np.log(both[i, j] / (p[i] * p[j])) / -np.log(both[i, j])
+    def pair(i, j):
+        if both[i, j] in (0, 1): return 2. * both[i, j] - 1
+        return np.log(both[i, j] / (p[i] * p[j])) / -np.log(both[i, j])
     pairs = [pair(i, j) for i, j in itertools.combinations(range(len(words)), 2)]
     return float(np.mean(pairs)) if pairs else np.nan
 
@@ -59,7 +61,7 @@ class Topics:
     map:np.ndarray # (N, 2) principal axes of the vectors
     tree:np.ndarray # (k − 1, 4) merges of the centres, as scipy's linkage has them
     texts:list[str] # (N,)
-    raised:list[list[str]] = field(default_factory=list) # (k,) tokens that a topic's mean vector makes likelier, where a model was asked
+    raised:list[list[str]] = field(default_factory=list) # (k,) tokens that a topic's mean vector makes likelier
     note:str = "" # why "auto" left all in one group
     embed:Callable|None = None # texts → (N, d) vectors
 
@@ -100,7 +102,8 @@ class Topics:
         "Sizes, words, coherence and the most typical document"
         place = {w: i for i, w in enumerate(self.vocabulary)}
         coherence = [npmi(self.counts, [place[w] for w in words]) for words in self.words()]
-        rows = pd.DataFrame(dict(size=self.sizes, words=[" ".join(w) for w in self.words(6)], npmi=coherence, document=[r[0] if r else -1 for r in self.representatives(1)]))
+        words, typical = [" ".join(w) for w in self.words(6)], [r[0] if r else -1 for r in self.representatives(1)]
+        rows = pd.DataFrame(dict(size=self.sizes, words=words, npmi=coherence, document=typical))
         if self.raised: rows["raised"] = [" ".join(tokens[:6]) for tokens in self.raised]
         return rows.rename_axis("topic")
 
@@ -108,7 +111,8 @@ class Topics:
         texts:Sequence[str],
     )->np.ndarray: # (N, k) positive, rows sum to 1: for display
         "How near documents are to each topic"
-        if self.embed is None: raise ValueError("these topics have vectors and no model that makes them; pass embed= to find_topics")
+        if self.embed is None:
+            raise ValueError("these topics have vectors and no model that makes them; pass embed= to find_topics")
         return self._shares(_unit(self.embed(texts)))
 
     def _shares(self, vectors): return softmax(vectors @ self.centres.T / 0.1, axis=1)
@@ -123,11 +127,15 @@ class Topics:
         own = corpus is None or list(corpus) == self.texts
         vectors = self.vectors if own else _unit(self.embed(corpus)) # type: ignore
         counts = self.counts if own else _words(vocabulary=list(self.vocabulary)).transform(corpus)
-        return dict(corpus=self.texts if own else list(corpus), vocab=self.vocabulary, document_term_matrix=counts, document_topic_matrix=self._shares(vectors), # type: ignore
-                    topic_term_matrix=np.maximum(self.components_, 0), document_representation=vectors, transform=self.transform if self.embed else None,
-                    topic_names=self.names, topic_positions=None, word_positions=None, document_positions=None)
+        return dict(
+            corpus=self.texts if own else list(corpus), vocab=self.vocabulary, topic_names=self.names, # type: ignore
+            document_term_matrix=counts, document_topic_matrix=self._shares(vectors), document_representation=vectors,
+            topic_term_matrix=np.maximum(self.components_, 0), transform=self.transform if self.embed else None,
+            topic_positions=None, word_positions=None, document_positions=None)
 
-    def __repr__(self): return f"Topics({len(self)} of {len(self.labels)} documents: {', '.join(self.names[:6])}{', …' if len(self) > 6 else ''}{'; ' + self.note if self.note else ''})"
+    def __repr__(self):
+        names = ", ".join(self.names[:6] + ["…"] * (len(self) > 6))
+        return f"Topics({len(self)} of {len(self.labels)} documents: {names}{'; ' + self.note if self.note else ''})"
 
 # %% ../nbs/06b_topics.ipynb #26a6f6f5
 def _unit(vectors): # rows of length 1; zero stays zero
@@ -141,11 +149,13 @@ def _words(**options): return CountVectorizer(tokenizer=_split, token_pattern=No
 def _group(vectors, n_clusters, clustering, random_state):
     "Labels by the cosines; of many, of a sample, and the others go to the nearest centre"
     N, few = len(vectors), 2000
-    if n_clusters != "auto" and not 1 <= int(n_clusters) <= N: raise ValueError(f"n_clusters={n_clusters!r} for {N} documents; expected 'auto' or 1 … {N}")
+    if n_clusters != "auto" and not 1 <= int(n_clusters) <= N:
+        raise ValueError(f"n_clusters={n_clusters!r} for {N} documents; expected 'auto' or 1 … {N}")
     if n_clusters != "auto" and N > few:
         return KMeans(int(n_clusters), random_state=random_state).fit_predict(vectors), ""
     some = np.sort(np.random.default_rng(random_state).permutation(N)[:few])
-    found = cluster_kernel((1 + np.clip(vectors[some] @ vectors[some].T, -1, 1)) / 2, n_clusters, clustering, random_state=random_state)
+    K = (1 + np.clip(vectors[some] @ vectors[some].T, -1, 1)) / 2
+    found = cluster_kernel(K, n_clusters, clustering, random_state=random_state)
     if N <= few: return found.labels, found.note
     centres = _unit([vectors[some][found.labels == t].mean(0) for t in range(found.labels.max() + 1)])
     return (vectors @ centres.T).argmax(1), found.note
@@ -163,9 +173,13 @@ def find_topics(
 )->Topics:
     "Group documents by the cosines of their vectors, and find the words of each group"
     X, texts = _unit(vectors), list(texts)
-    if X.ndim != 2 or len(X) != len(texts): raise ValueError(f"vectors have shape {X.shape} and there are {len(texts)} texts; expected one row a text")
-    if not np.isfinite(X).all(): raise ValueError(f"the vector of document {int(np.argmin(np.isfinite(X).all(1)))} has NaN or infinite numbers; leave it out")
-    if not 0 <= outliers < 1: raise ValueError(f"outliers={outliers}; expected a share of the documents, 0 ≤ outliers < 1")
+    if X.ndim != 2 or len(X) != len(texts):
+        raise ValueError(f"vectors have shape {X.shape} and there are {len(texts)} texts; expected one row a text")
+    if not np.isfinite(X).all():
+        raise ValueError(f"the vector of document {int(np.argmin(np.isfinite(X).all(1)))} has NaN or infinite "
+            "numbers; leave it out")
+    if not 0 <= outliers < 1:
+        raise ValueError(f"outliers={outliers}; expected a share of the documents, 0 ≤ outliers < 1")
     labels, note = _group(X, n_clusters, clustering, random_state)
     centres = _unit([X[labels == t].mean(0) for t in range(labels.max() + 1)])
     if far := int(outliers * len(X)):
@@ -173,7 +187,11 @@ def find_topics(
         labels[np.argsort((X * centres[labels]).sum(1), kind="stable")[:far]] = -1
     words = _words(min_df=min(min_documents, len(X)))
     try: counts = csr_matrix(words.fit_transform(texts))
-    except ValueError: raise ValueError(f"no word stands in {min_documents} of the {len(X)} documents; pass min_documents=1, or more documents") from None
+    except ValueError:
+        raise ValueError(f"no word stands in {min_documents} of the {len(X)} documents; pass min_documents=1, or more "
+            "documents") from None
     axes = np.linalg.svd(X - X.mean(0), full_matrices=False)
     tree = linkage(centres, "average") if len(centres) > 1 else np.zeros((0, 4))
-    return Topics(labels, X, centres, counts, words.get_feature_names_out(), contrast(counts, labels), (axes.U * axes.S)[:, :2], tree, texts, note=note, embed=embed)
+    plane = (axes.U * axes.S)[:, :2]
+    return Topics(labels, X, centres, counts, words.get_feature_names_out(), contrast(counts, labels), plane, tree, texts,
+                  note=note, embed=embed)
