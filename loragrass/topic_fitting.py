@@ -27,7 +27,9 @@ def check_loss(
     where:str, # for the message
 ):
     "Refuse NaN and infinity"
-    if not loss.isfinite().all(): raise ValueError(f"the loss is NaN or infinite {where}; take a smaller lr, or look at the base and its precision (float32 is safest)")
+    if not loss.isfinite().all():
+        raise ValueError(f"the loss is NaN or infinite {where}; take a smaller lr, or look at the base and its "
+            "precision (float32 is safest)")
 
 class Checkpoint:
     "The state of a fit in a file, for one corpus and one setting"
@@ -39,7 +41,8 @@ class Checkpoint:
         if self.path and self.path.exists():
             self.state = torch.load(self.path, weights_only=True)
             if self.state.get("digest") != digest:
-                raise ValueError(f"{self.path} is the checkpoint of another fit (other documents, base or settings); remove it, or name another file")
+                raise ValueError(f"{self.path} is the checkpoint of another fit (other documents, base or settings); "
+                    "remove it, or name another file")
 
     def save(self,
         **state, # tensors, numbers, text
@@ -55,8 +58,9 @@ def sample(
     "Some of N documents"
     return torch.linspace(0, N - 1, min(N, few)).long().tolist()
 
-# %% ../nbs/06c_topic_fitting.ipynb #3a418786
-def _factors(reader): return {f"{name}.{key}": p for name, u in reader.updates.items() for key, p in u.named_parameters()}
+# %% ../nbs/06c_topic_fitting.ipynb #0f0df1ba
+def _factors(reader):
+    return {f"{name}.{key}": p for name, u in reader.updates.items() for key, p in u.named_parameters()}
 
 def _set(reader, values):
     with torch.no_grad():
@@ -83,7 +87,9 @@ class _Round:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        if own is not None: self.x.index_add_(0, documents, -self.how.step(reader, own.detach(), own.grad * len(rows)) * self.how.size / 2) # type: ignore
+        if own is None: return
+        move = self.how.step(reader, own.detach(), own.grad * len(rows)) # type: ignore
+        self.x.index_add_(0, documents, -self.how.size / 2 * move) # type: ignore
 
 def learn_shared(
     reader:Reader, # whose updates are trained
@@ -100,8 +106,12 @@ def learn_shared(
     here = _Round(reader, windows, lr, how)
     some = windows.of(sample(windows.N))
     def least(rounds): return min(r["held"] for r in rounds)
-    def held(): return losses(reader, some, None if here.x is None else here.x[sample(windows.N)], "held").nanmean().item()
-    def write(**where): saved.save(stage=stage, factors=_copy(reader), optimizer=here.optimizer.state_dict(), x=here.x, best=best, history=history, scale=reader.scale, how=how and vars(how), **where)
+    def held():
+        x = None if here.x is None else here.x[sample(windows.N)]
+        return losses(reader, some, x, "held").nanmean().item()
+    def write(**where):
+        saved.save(stage=stage, factors=_copy(reader), optimizer=here.optimizer.state_dict(), x=here.x, best=best,
+                   history=history, scale=reader.scale, how=how and vars(how), **where)
     history:list[dict] = [dict(stage=stage, epoch=0, held=held())]
     best, first, done = _copy(reader), 1, 0
     if saved.state.get("stage") == stage:
@@ -164,7 +174,7 @@ def descend(
     windows:Windows,
     how:Steps,
     part:str="all", # "seen": without the held-out quarters
-)->Iterator[tuple[Tensor, Tensor]]: # x (N, numbers), and the held-out loss of each document where the step was taken (N,)
+)->Iterator[tuple[Tensor, Tensor]]: # x (N, numbers), and the held-out losses where the step was taken (N,)
     "Steps of all x, side by side, without an end"
     x = m = torch.zeros(windows.N, reader.numbers, device=reader.device)
     while True:
@@ -200,7 +210,8 @@ def choose_steps(
     def held(x): return losses(reader, some, x, "held").nanmean().item()
     G, start = gradients(reader, some, x, "seen")
     rms, zero = G.square().mean(0).sqrt(), start.nanmean().item()
-    if not rms.any(): raise ValueError("x has no gradient: V is zero, or U; take init='corpus', which learns them first")
+    if not rms.any():
+        raise ValueError("x has no gradient: V is zero, or U; take init='corpus', which learns them first")
     size = _line_search(lambda t: held(-t * Steps(rms, t, l2=0).step(reader, x, G)))
     how, best = Steps(rms, size, l2=l2, prior=prior), (zero, 1, 0.5)
     walk = descend(reader, some, how, "seen")
@@ -220,7 +231,9 @@ def module_scales(
     apart = Reader(reader.base, reader.updates, False, reader.batch_size)
     some = windows.of(sample(windows.N, few))
     G, _ = gradients(apart, some, torch.zeros(some.N, apart.numbers, device=reader.device), "seen")
-    inverse = {name: 1 / max(G[:, o:o + apart.updates[name].numbers].square().mean().sqrt().item(), 1e-30) for name, o in apart.starts.items()}
+    places = {name: (o, apart.updates[name]) for name, o in apart.starts.items()}
+    rms = {name: G[:, o:o + u.numbers].square().mean().sqrt().item() for name, (o, u) in places.items()}
+    inverse = {name: 1 / max(value, 1e-30) for name, value in rms.items()}
     return {name: len(inverse) * value / sum(inverse.values()) for name, value in inverse.items()}
 
 def _line_search(f, t=0.03, most=8):
