@@ -7,7 +7,7 @@ Docs: https://loragrass.github.io/loragrass/ablation.html.md"""
 # %% auto #0
 __all__ = ['GAUGES', 'PRESETS', 'LEARNED', 'CLASSIFIERS', 'change_gauge', 'Preset', 'transformer_of', 'ablate', 'summary']
 
-# %% ../nbs/05d_ablation.ipynb #f0c96f92
+# %% ../nbs/05d_ablation.ipynb #671b9df3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from sklearn.utils.multiclass import type_of_target
 from tqdm.auto import tqdm
 
 from .checks import checked
-from .directions import ProjectionKernelPCA, ReferenceAngles
+from .directions import Leverage, ProjectionKernelPCA, ProjectorSketch, ReferenceAngles
 from .encoders import ContrastiveFeatures, DenoisingFeatures, GLNet, VAEFeatures
 from .features import REPRESENTATIONS, Features
 from .lora_io import LoRA, LoRACollection, LoRAUpdate
@@ -51,7 +51,7 @@ def change_gauge(
         updates[m] = LoRAUpdate(u.up.double() @ G, inverse @ u.down.double(), u.scale, u.weight_shape, u.transposed)
     return LoRA(updates, lora.name, arch=lora.arch, metadata=lora.metadata)
 
-# %% ../nbs/05d_ablation.ipynb #a50cd306
+# %% ../nbs/05d_ablation.ipynb #e86b4299
 class Preset(NamedTuple):
     "A strategy of the guide"
     make: Callable[[], BaseEstimator]
@@ -64,6 +64,7 @@ PRESETS = {
     "hybrid": Preset(lambda: FeatureUnion([("rows", Features(["spectral", "distribution"])), ("contrastive", ContrastiveFeatures())]), 60),
 }
 LEARNED = {"canonical": lambda: Features("flat", on="canonical"), "angles": ReferenceAngles, "kernel_pca": ProjectionKernelPCA,
+           "sketch": ProjectorSketch, "leverage": Leverage,
            "vae": VAEFeatures, "contrastive": ContrastiveFeatures, "denoising": DenoisingFeatures, "glnet": GLNet}
 CLASSIFIERS = {
     "linear": lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
