@@ -51,7 +51,7 @@ def change_gauge(
         updates[m] = LoRAUpdate(u.up.double() @ G, inverse @ u.down.double(), u.scale, u.weight_shape, u.transposed)
     return LoRA(updates, lora.name, arch=lora.arch, metadata=lora.metadata)
 
-# %% ../nbs/05d_ablation.ipynb #e86b4299
+# %% ../nbs/05d_ablation.ipynb #3c3cfd1e
 class Preset(NamedTuple):
     "A strategy of the guide"
     make: Callable[[], BaseEstimator]
@@ -60,8 +60,10 @@ class Preset(NamedTuple):
 PRESETS = {
     "quick": Preset(lambda: Features(["stats", "norms", "distribution"]), 10),
     "handcrafted": Preset(lambda: Features("ensemble"), 30),
-    "deep": Preset(lambda: FeatureUnion([("vae", VAEFeatures()), ("contrastive", ContrastiveFeatures()), ("denoising", DenoisingFeatures())]), 120),
-    "hybrid": Preset(lambda: FeatureUnion([("rows", Features(["spectral", "distribution"])), ("contrastive", ContrastiveFeatures())]), 60),
+    "deep": Preset(lambda: FeatureUnion([("vae", VAEFeatures()),
+                                         ("contrastive", ContrastiveFeatures()), ("denoising", DenoisingFeatures())]), 120),
+    "hybrid": Preset(lambda: FeatureUnion([("rows", Features(["spectral", "distribution"])),
+                                           ("contrastive", ContrastiveFeatures())]), 60),
 }
 LEARNED = {"canonical": lambda: Features("flat", on="canonical"), "angles": ReferenceAngles, "kernel_pca": ProjectionKernelPCA,
            "sketch": ProjectorSketch, "leverage": Leverage,
@@ -79,7 +81,8 @@ def transformer_of(
     if name in PRESETS: return PRESETS[name].make()
     if name in LEARNED: return LEARNED[name]()
     if name in REPRESENTATIONS: return Features(name)
-    raise ValueError(f"representation {name!r}; expected one of {', '.join([*REPRESENTATIONS, *LEARNED, *PRESETS])}, or name=transformer in a dict")
+    raise ValueError(f"representation {name!r}; "
+                     f"expected one of {', '.join([*REPRESENTATIONS, *LEARNED, *PRESETS])}, or name=transformer in a dict")
 
 def _named(given, known, what)->dict:
     "Names and estimators, from a name, a list of names or a dict"
@@ -89,40 +92,56 @@ def _named(given, known, what)->dict:
     return {name: known(name) for name in names}
 
 def _classifier(name):
-    if name not in CLASSIFIERS: raise ValueError(f"classifier {name!r}; expected one of {', '.join(CLASSIFIERS)}, or name=classifier in a dict")
+    if name not in CLASSIFIERS:
+        raise ValueError(f"classifier {name!r}; expected one of {', '.join(CLASSIFIERS)}, or name=classifier in a dict")
     return CLASSIFIERS[name]()
 
-# %% ../nbs/05d_ablation.ipynb #9b4570e2
+# %% ../nbs/05d_ablation.ipynb #d7b60fa5
 def _labels(X, y)->np.ndarray:
     "Classes, one an adapter"
     if isinstance(y, Mapping):
         names = [lora.name for lora in X]
         if strangers := [name for name in y if name not in set(names)]:
-            raise ValueError(f"labels for {len(strangers)} adapters that there are not, {strangers[0]!r} first; there are {', '.join(names[:5])}, …")
-        if missing := [name for name in names if name not in y]: raise ValueError(f"no label for {len(missing)} adapters, {missing[0]} first; leave them out, or label them")
+            raise ValueError(f"labels for {len(strangers)} adapters that there are not, {strangers[0]!r} first; "
+                             f"there are {', '.join(names[:5])}, …")
+        if missing := [name for name in names if name not in y]:
+            raise ValueError(f"no label for {len(missing)} adapters, {missing[0]} first; leave them out, or label them")
         y = [y[name] for name in names]
     y = np.asarray(y)
-    if y.shape != (len(X),): raise ValueError(f"labels of shape {y.shape} for {len(X)} adapters; expected one label each")
+    if y.shape != (len(X),):
+        raise ValueError(f"labels of shape {y.shape} for {len(X)} adapters; expected one label each")
     unknown = np.flatnonzero(pd.isna(y))
-    if len(unknown): raise ValueError(f"no label for {len(unknown)} adapters, {X[int(unknown[0])].name or f'number {unknown[0]}'} first; leave them out, or label them")
+    if len(unknown):
+        raise ValueError(f"no label for {len(unknown)} adapters, {X[int(unknown[0])].name or f'number {unknown[0]}'} first; "
+                         "leave them out, or label them")
     if y.dtype == object: y = y.astype(str)
-    if type_of_target(y) == "continuous": raise ValueError("labels are numbers with fractions; make classes of them, as pandas.qcut(y, 3, labels=False) does")
+    if type_of_target(y) == "continuous":
+        raise ValueError("labels are numbers with fractions; "
+                         "make classes of them, as pandas.qcut(y, 3, labels=False) does")
     classes = np.unique(y)
-    if len(classes) < 2: raise ValueError(f"all {len(X)} adapters have the label {classes[0].item()!r}; expected two classes at least")
+    if len(classes) < 2:
+        raise ValueError(f"all {len(X)} adapters have the label {classes[0].item()!r}; expected two classes at least")
     return y
 
 def _splits(X, y, groups, cv, random_state)->list[tuple[np.ndarray, np.ndarray]]:
     "Training and test places of every fold"
-    if not isinstance(cv, int): return list(cv.split(np.zeros(len(y)), y, groups)) if hasattr(cv, "split") else [tuple(map(np.asarray, s)) for s in cv]
+    if not isinstance(cv, int):
+        if hasattr(cv, "split"): return list(cv.split(np.zeros(len(y)), y, groups))
+        return [tuple(map(np.asarray, s)) for s in cv]
     largest = np.unique(y, return_counts=True)[1].max()
-    if not 2 <= cv <= largest: raise ValueError(f"cv={cv} for {len(X)} adapters, {largest} in the largest class; expected from 2 to {largest} folds, or more adapters")
+    if not 2 <= cv <= largest:
+        raise ValueError(f"cv={cv} for {len(X)} adapters, {largest} in the largest class; "
+                         f"expected from 2 to {largest} folds, or more adapters")
     if groups is None: return list(StratifiedKFold(cv, shuffle=True, random_state=random_state).split(y, y))
     groups = np.asarray(groups)
-    if groups.shape != y.shape: raise ValueError(f"groups of shape {groups.shape} for {len(y)} adapters; expected one each")
-    if len(set(groups.tolist())) < cv: raise ValueError(f"{len(set(groups.tolist()))} groups for cv={cv} folds; expected as many groups as folds, or more")
+    if groups.shape != y.shape:
+        raise ValueError(f"groups of shape {groups.shape} for {len(y)} adapters; expected one each")
+    if len(set(groups.tolist())) < cv:
+        raise ValueError(f"{len(set(groups.tolist()))} groups for cv={cv} folds; "
+                         "expected as many groups as folds, or more")
     return list(StratifiedGroupKFold(cv).split(y, y, groups))
 
-# %% ../nbs/05d_ablation.ipynb #ca9c0bb8
+# %% ../nbs/05d_ablation.ipynb #07d92fd9
 def _timed(f, *args):
     start = time.process_time()
     return f(*args), time.process_time() - start
@@ -145,7 +164,8 @@ def _of_fold(name, transformer, classifiers, views, y, k, train, test)->list[dic
     def learn(view):
         (t, rows), seconds = _timed(_fitted, clone(transformer), view[train], y[train])
         one = len(set(y[train].tolist())) == 1 # few adapters, permuted: there is nothing to choose from
-        return t, seconds, {c: _timed((DummyClassifier() if one else clone(model)).fit, rows, y[train]) for c, model in classifiers.items()}
+        return t, seconds, {c: _timed((DummyClassifier() if one else clone(model)).fit, rows, y[train])
+                            for c, model in classifiers.items()}
     def describe(condition, gauge, t, seconds, models, rows, took, change):
         same = {"representation": name, "on": _looks_at(t), "dimension": rows.shape[1]}
         speed = {"adapters_per_second": len(test) / max(took, 1e-9), "change": change}
@@ -166,7 +186,7 @@ def _of_fold(name, transformer, classifiers, views, y, k, train, test)->list[dic
         else: table += describe("both", gauge, *learned, moved, took, change)
     return table
 
-# %% ../nbs/05d_ablation.ipynb #cb204dc9
+# %% ../nbs/05d_ablation.ipynb #ebdc72d4
 @checked
 def ablate(
     X:Sequence[LoRA], # adapters of one base model
@@ -183,17 +203,21 @@ def ablate(
     "What each representation of adapters tells of their labels, beside the majority, permuted labels and the flat vector"
     asked, models = _named(representations, transformer_of, "representations"), _named(classifiers, _classifier, "classifiers")
     gauges = [g for g in gauge if g is not None]
-    if unknown := [g for g in gauges if g not in GAUGES]: raise ValueError(f"gauge {unknown[0]!r}; expected None, {', '.join(map(repr, GAUGES))}")
+    if unknown := [g for g in gauges if g not in GAUGES]:
+        raise ValueError(f"gauge {unknown[0]!r}; expected None, {', '.join(map(repr, GAUGES))}")
     collection = X if isinstance(X, LoRACollection) else LoRACollection(X)
     y = _labels(collection, y)
     splits = _splits(collection, y, groups, cv, random_state)
-    views = {"native": collection} | {g: LoRACollection([change_gauge(lora, g, random_state + i) for i, lora in enumerate(collection)]) for g in gauges}
+    views = {"native": collection} | {
+        g: LoRACollection([change_gauge(lora, g, random_state + i) for i, lora in enumerate(collection)]) for g in gauges}
     permuted, first = np.random.default_rng(random_state).permutation(y), next(iter(asked.values()))
-    jobs = [("majority", None, y, {"native": collection}), ("flat", Features("flat"), y, views), ("permuted labels", first, permuted, {"native": collection})]
+    jobs = [("majority", None, y, {"native": collection}), ("flat", Features("flat"), y, views),
+            ("permuted labels", first, permuted, {"native": collection})]
     jobs += [(name, t, y, views) for name, t in asked.items() if name != "flat"]
     tasks = [(name, t, labels, some, k, *split) for name, t, labels, some in jobs for k, split in enumerate(splits)]
     bar = tqdm(tasks, desc="ablate", disable=not progress)
-    found = Parallel(n_jobs=n_jobs)(delayed(_job)(name, t, models, some, labels, k, train, test) for name, t, labels, some, k, train, test in bar)
+    found = Parallel(n_jobs=n_jobs)(delayed(_job)(name, t, models, some, labels, k, train, test)
+                                    for name, t, labels, some, k, train, test in bar)
     return pd.DataFrame([row for rows in found for row in rows])
 
 class _Nothing(BaseEstimator):
@@ -213,7 +237,8 @@ def summary(
     native = table[table.condition == "native"].groupby(by, sort=False)
     out = native.accuracy.agg(accuracy="mean", sd="std")
     other = table[table.condition != "native"]
-    for (condition, gauge), part in other.groupby(["condition", "gauge"], sort=False): out[f"{condition} {gauge}"] = part.groupby(by).accuracy.mean()
+    for (condition, gauge), part in other.groupby(["condition", "gauge"], sort=False):
+        out[f"{condition} {gauge}"] = part.groupby(by).accuracy.mean()
     out["macro_f1"], out["adapters_per_second"] = native.macro_f1.mean(), native.adapters_per_second.median()
     if len(other): out["invariant"] = (other.groupby(by).change.max() < 1e-3).reindex(out.index)
     return out.reset_index()

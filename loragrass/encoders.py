@@ -27,7 +27,7 @@ from .checks import caller_level, check_parameters
 from .features import Features, OnModules
 from .lora_io import LoRA, LoRACollection, LoRAUpdate
 
-# %% ../nbs/05c_encoders.ipynb #fea7dc16
+# %% ../nbs/05c_encoders.ipynb #cd3424fe
 class Schedule(NamedTuple):
     "How a net is trained"
     n_epochs: int # at most
@@ -62,7 +62,8 @@ def train_net(
             if held: row["held_out"] = _without_training(net, losses, held)
             watched = row["held_out" if held else "loss"]
             if not math.isfinite(watched):
-                raise ValueError(f"the loss is {watched} in epoch {epoch + 1}; choose a learning_rate below {schedule.learning_rate:g}")
+                raise ValueError(f"the loss is {watched} in epoch {epoch + 1}; "
+                                 f"choose a learning_rate below {schedule.learning_rate:g}")
             for name, value in row.items(): history.setdefault(name, []).append(value)
             bar.set_postfix(loss=f"{watched:.3g}")
             if watched < best - 1e-4 * abs(best) or epoch == 0: best, since, kept = watched, 0, _copied(net)
@@ -94,14 +95,15 @@ def _without_training(net, losses, data):
     net.eval()
     with torch.no_grad(): return float(torch.stack(list(losses(net, *data).values())).sum())
 
-# %% ../nbs/05c_encoders.ipynb #02822445
+# %% ../nbs/05c_encoders.ipynb #f5553bcc
 def checked_device(name)->torch.device: # "cpu", "cuda", "cuda:1", "mps"
     "A device that is there"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as e:
-        raise ValueError(f"device={name!r} cannot be used here ({str(e).splitlines()[0][:80]}); choose device='cpu'") from None
+        raise ValueError(f"device={name!r} cannot be used here ({str(e).splitlines()[0][:80]}); "
+                         "choose device='cpu'") from None
     return device
 
 @contextlib.contextmanager
@@ -114,7 +116,7 @@ def seeded(
         torch.manual_seed(torch.seed() if random_state is None else random_state)
         yield
 
-# %% ../nbs/05c_encoders.ipynb #b9c2c254
+# %% ../nbs/05c_encoders.ipynb #f8db0293
 def _layers(*widths)->nn.Sequential:
     "Linear, batch normalisation and ReLU from each width to the next"
     steps = [(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()) for a, b in zip(widths, widths[1:])]
@@ -131,13 +133,15 @@ def _as_rows(X)->np.ndarray:
     "Rows from a transformer: two-dimensional and finite"
     rows = np.asarray(X)
     if rows.ndim != 2 or rows.dtype.kind not in "biuf":
-        raise ValueError(f"an array of shape {rows.shape} and dtype {rows.dtype}; expected adapters, or rows of numbers (N, d)")
+        raise ValueError(f"an array of shape {rows.shape} and dtype {rows.dtype}; "
+                         "expected adapters, or rows of numbers (N, d)")
     if not np.isfinite(rows).all():
         i, j = np.argwhere(~np.isfinite(rows))[0]
-        raise ValueError(f"row {i} has NaN or an infinite number in column {j}; leave the adapter out, or mend what made the row")
+        raise ValueError(f"row {i} has NaN or an infinite number in column {j}; "
+                         "leave the adapter out, or mend what made the row")
     return rows
 
-# %% ../nbs/05c_encoders.ipynb #8a412d52
+# %% ../nbs/05c_encoders.ipynb #ff9b1d56
 class _Autoencoder(TransformerMixin, BaseEstimator):
     "A transformer that learns a short code of rows; children say by which net and losses"
     n_components:int
@@ -174,7 +178,8 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
         check_parameters(self)
         for name in ("n_components", "n_epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0: raise ValueError(f"{name}={getattr(self, name)}; expected a number above 0")
-        if not 0 <= self.validation_fraction < 1: raise ValueError(f"validation_fraction={self.validation_fraction}; expected a share in [0, 1)")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction}; expected a share in [0, 1)")
         return checked_device(self.device)
 
     def _learn_rows(self, X, y)->np.ndarray:
@@ -188,14 +193,16 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
         N, d = rows.shape
         _several(rows)
         if self.n_components > d:
-            raise ValueError(f"n_components={self.n_components} and rows of {d} numbers; choose n_components={d} or less, or an input of longer rows")
+            raise ValueError(f"n_components={self.n_components} and rows of {d} numbers; "
+                             f"choose n_components={d} or less, or an input of longer rows")
         if self.n_components > N:
             warnings.warn(f"{N} adapters for codes of {self.n_components} numbers, which can know each by heart; choose a smaller n_components",
                           stacklevel=caller_level())
         return rows
 
     def _standardised(self, rows)->Tensor:
-        if rows.shape[1] != len(self.mean_): raise ValueError(f"rows of {rows.shape[1]} numbers; fit has seen {len(self.mean_)}")
+        if rows.shape[1] != len(self.mean_):
+            raise ValueError(f"rows of {rows.shape[1]} numbers; fit has seen {len(self.mean_)}")
         return torch.from_numpy(((rows - self.mean_) / self.scale_).astype(np.float32))
 
     def transform(self, X): # X: as in fit
@@ -210,7 +217,8 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
         "What codes stand for"
         check_is_fitted(self)
         z = torch.from_numpy(_as_rows(Z).astype(np.float32))
-        if z.shape[1] != self.n_components: raise ValueError(f"codes of {z.shape[1]} numbers; expected {self.n_components}")
+        if z.shape[1] != self.n_components:
+            raise ValueError(f"codes of {z.shape[1]} numbers; expected {self.n_components}")
         with torch.no_grad(): rows = (self.net_.decoder(z).numpy() * self.scale_ + self.mean_).astype(np.float32)
         return _adapters(rows, self.input_, *self.like_) if self.input is None and self.input_ is not None else rows
 
@@ -222,7 +230,9 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
 def _several(X):
     "Two adapters or more"
     X = X if isinstance(X, (LoRACollection, np.ndarray)) else LoRACollection(X)
-    if len(X) < 2: raise ValueError(f"fit on {len(X)} adapters: a code is learned from what differs between them; pass two at least, better hundreds")
+    if len(X) < 2:
+        raise ValueError(f"fit on {len(X)} adapters: a code is learned from what differs between them; "
+                         "pass two at least, better hundreds")
     return X
 
 def _adapters(rows, flat, shapes, arch, format, config)->LoRACollection:
@@ -235,7 +245,7 @@ def _adapters(rows, flat, shapes, arch, format, config)->LoRACollection:
             one[m] = LoRAUpdate(b.view(height, rank), a.view(rank, width), 1., *shapes[m])
     return LoRACollection([LoRA(one, f"decoded {i}", format=format, arch=arch, config=config) for i, one in enumerate(updates)])
 
-# %% ../nbs/05c_encoders.ipynb #440d2be5
+# %% ../nbs/05c_encoders.ipynb #b6984dd3
 class VAEFeatures(_Autoencoder):
     "Means of a variational autoencoder's code (Kingma & Welling 2014): 64 numbers, and adapters of codes by `inverse_transform`"
     def __init__(self,
@@ -251,7 +261,8 @@ class VAEFeatures(_Autoencoder):
         device:str="cpu", # where to train
         progress:bool=False, # show a progress bar
     ):
-        self.n_components, self.beta, self.input, self.n_epochs, self.batch_size = n_components, beta, input, n_epochs, batch_size
+        self.n_components, self.beta, self.input = n_components, beta, input
+        self.n_epochs, self.batch_size = n_epochs, batch_size
         self.learning_rate, self.patience, self.validation_fraction = learning_rate, patience, validation_fraction
         self.random_state, self.device, self.progress = random_state, device, progress
 
@@ -262,9 +273,10 @@ class VAEFeatures(_Autoencoder):
         mu, log_variance = net.encoder(x).chunk(2, 1)
         z = mu + (log_variance / 2).exp() * torch.randn_like(mu)
         divergence = -0.5 * (1 + log_variance - mu ** 2 - log_variance.exp()).sum(1)
-        return {"reconstruction": (net.decoder(z) - x).square().sum(1).mean(), "divergence": self.beta * divergence.mean()}
+        return {"reconstruction": (net.decoder(z) - x).square().sum(1).mean(),
+                "divergence": self.beta * divergence.mean()}
 
-# %% ../nbs/05c_encoders.ipynb #56601898
+# %% ../nbs/05c_encoders.ipynb #840befec
 def nt_xent(
     p:Tensor, # (2N, h): rows i and N + i are partners
     temperature:float=0.5,
@@ -304,9 +316,10 @@ class ContrastiveFeatures(_Autoencoder):
     def _losses(self, net, x):
         x = torch.cat([x, x])
         z = net.encoder(x + self.noise * torch.randn_like(x))
-        return {"reconstruction": (net.decoder(z) - x).square().mean(), "contrast": self.weight * nt_xent(net.head(z), self.temperature)}
+        return {"reconstruction": (net.decoder(z) - x).square().mean(),
+                "contrast": self.weight * nt_xent(net.head(z), self.temperature)}
 
-# %% ../nbs/05c_encoders.ipynb #bb2c7d5f
+# %% ../nbs/05c_encoders.ipynb #10bc4b38
 class DenoisingFeatures(_Autoencoder):
     "Codes of a denoising autoencoder (Vincent et al. 2010): 64 numbers"
     def __init__(self,
@@ -322,14 +335,16 @@ class DenoisingFeatures(_Autoencoder):
         device:str="cpu", # where to train
         progress:bool=False, # show a progress bar
     ):
-        self.n_components, self.noise, self.input, self.n_epochs, self.batch_size = n_components, noise, input, n_epochs, batch_size
+        self.n_components, self.noise, self.input = n_components, noise, input
+        self.n_epochs, self.batch_size = n_epochs, batch_size
         self.learning_rate, self.patience, self.validation_fraction = learning_rate, patience, validation_fraction
         self.random_state, self.device, self.progress = random_state, device, progress
 
     def _net(self, width): return _Nets(width, (512, 256), self.n_components)
-    def _losses(self, net, x): return {"reconstruction": (net.decoder(net.encoder(x + self.noise * torch.randn_like(x))) - x).square().mean()}
+    def _losses(self, net, x):
+        return {"reconstruction": (net.decoder(net.encoder(x + self.noise * torch.randn_like(x))) - x).square().mean()}
 
-# %% ../nbs/05c_encoders.ipynb #7960eb1b
+# %% ../nbs/05c_encoders.ipynb #b50c1d72
 class _Products(nn.Module):
     "(P B)(A Qᵀ) of every module, and a head"
     def __init__(self, shapes, width, hidden, outputs, gates):
@@ -363,8 +378,9 @@ class GLNet(OnModules):
         device:str="cpu", # where to train
         progress:bool=False, # show a progress bar
     ):
-        self.width, self.hidden, self.gates, self.modules, self.n_epochs, self.batch_size = width, hidden, gates, modules, n_epochs, batch_size
-        self.learning_rate, self.patience, self.random_state, self.device, self.progress = learning_rate, patience, random_state, device, progress
+        self.width, self.hidden, self.gates, self.modules = width, hidden, gates, modules
+        self.n_epochs, self.batch_size, self.learning_rate, self.patience = n_epochs, batch_size, learning_rate, patience
+        self.random_state, self.device, self.progress = random_state, device, progress
 
     def fit(self, X, y=None): # X: list of LoRA, or LoRACollection; y: (N,) classes, or numbers with a fraction to be predicted
         "Learn P, Q and a head for y"
@@ -386,12 +402,15 @@ class GLNet(OnModules):
         "Targets (N, …), numbers that the head gives, loss"
         if y is None: raise ValueError("GLNet learns from labels: fit(X, y)")
         y = np.asarray(y)
-        if y.shape != (len(X),): raise ValueError(f"y of shape {y.shape} for {len(X)} adapters; expected one label each")
-        if y.dtype.kind == "f" and not np.isfinite(y).all(): raise ValueError("y holds NaN or infinite numbers; leave those adapters out")
+        if y.shape != (len(X),):
+            raise ValueError(f"y of shape {y.shape} for {len(X)} adapters; expected one label each")
+        if y.dtype.kind == "f" and not np.isfinite(y).all():
+            raise ValueError("y holds NaN or infinite numbers; leave those adapters out")
         if type_of_target(y) == "continuous" and y.std() > 0:
             return torch.from_numpy((y - y.mean()) / y.std()).float()[:, None], 1, F.mse_loss
         self.classes_, at = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2: raise ValueError(f"y holds one class, {self.classes_[0].item()!r}; expected two at least")
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds one class, {self.classes_[0].item()!r}; expected two at least")
         return torch.from_numpy(at), len(self.classes_), F.cross_entropy
 
     def _factors(self, X)->list[Tensor]:
@@ -402,7 +421,8 @@ class GLNet(OnModules):
             rank = max(1, max(len(svd.S) for svd in svds))
             roots = [(svd.S / svd.S.norm()).sqrt() for svd in svds]
             factors.append(torch.stack([F.pad(svd.U * root, (0, rank - len(root))) for svd, root in zip(svds, roots)]).float())
-            factors.append(torch.stack([F.pad(root[:, None] * svd.Vh, (0, 0, 0, rank - len(root))) for svd, root in zip(svds, roots)]).float())
+            factors.append(torch.stack([F.pad(root[:, None] * svd.Vh, (0, 0, 0, rank - len(root)))
+                                        for svd, root in zip(svds, roots)]).float())
         return factors
 
     def transform(self, X): # X: list of LoRA, or LoRACollection
