@@ -30,10 +30,6 @@ from .directions import ReferenceAngles as ReferenceAngles, Leverage as Leverage
 from .base_report import SubspaceReport as SubspaceReport, subspace_report as subspace_report, BaseBlock as BaseBlock
 from .encoders import ContrastiveFeatures as ContrastiveFeatures, DenoisingFeatures as DenoisingFeatures, GLNet as GLNet
 from .encoders import VAEFeatures as VAEFeatures
-from .directions import Canonicalize as Canonicalize, ProjectionKernelPCA as ProjectionKernelPCA, ReferenceAngles as ReferenceAngles
-from .directions import Leverage as Leverage, ProjectorSketch as ProjectorSketch
-from .base_report import BaseBlock as BaseBlock, SubspaceReport as SubspaceReport, subspace_report as subspace_report
-from .encoders import ContrastiveFeatures as ContrastiveFeatures, DenoisingFeatures as DenoisingFeatures, GLNet as GLNet, VAEFeatures as VAEFeatures
 from .ablation import ablate as ablate
 from .topic_lora import TopicLinear as TopicLinear
 from .topics import Topics as Topics, find_topics as find_topics
