@@ -127,7 +127,7 @@ def _splits(X, y, groups, cv, random_state)->list[tuple[np.ndarray, np.ndarray]]
     "Training and test places of every fold"
     if not isinstance(cv, int):
         if hasattr(cv, "split"): return list(cv.split(np.zeros(len(y)), y, groups))
-        return [tuple(map(np.asarray, s)) for s in cv]
+        return [(np.asarray(train), np.asarray(test)) for train, test in cv]
     largest = np.unique(y, return_counts=True)[1].max()
     if not 2 <= cv <= largest:
         raise ValueError(f"cv={cv} for {len(X)} adapters, {largest} in the largest class; "
@@ -157,14 +157,14 @@ def _fitted(t, X, y): return t, t.fit(X, y).transform(X)
 
 def _scored(model, rows, y):
     guess = model.predict(rows)
-    return {"accuracy": accuracy_score(y, guess), "macro_f1": f1_score(y, guess, average="macro", zero_division=0)}
+    return {"accuracy": accuracy_score(y, guess), "macro_f1": f1_score(y, guess, average="macro", zero_division=0)} # type: ignore[arg-type]
 
 def _of_fold(name, transformer, classifiers, views, y, k, train, test)->list[dict]:
     "Rows of the table: one representation, one fold, every condition and classifier"
     def learn(view):
         (t, rows), seconds = _timed(_fitted, clone(transformer), view[train], y[train])
         one = len(set(y[train].tolist())) == 1 # few adapters, permuted: there is nothing to choose from
-        return t, seconds, {c: _timed((DummyClassifier() if one else clone(model)).fit, rows, y[train])
+        return t, seconds, {c: _timed((DummyClassifier() if one else clone(model)).fit, rows, y[train]) # type: ignore[union-attr]
                             for c, model in classifiers.items()}
     def describe(condition, gauge, t, seconds, models, rows, took, change):
         same = {"representation": name, "on": _looks_at(t), "dimension": rows.shape[1]}
@@ -172,16 +172,16 @@ def _of_fold(name, transformer, classifiers, views, y, k, train, test)->list[dic
         return [same | {"classifier": c, "condition": condition, "gauge": gauge, "fold": k} | _scored(model, rows, y[test])
                 | {"feature_seconds": seconds + took, "fit_seconds": fit_seconds} | speed for c, (model, fit_seconds) in models.items()]
     learned = learn(views["native"])
-    rows, took = _timed(learned[0].transform, views["native"][test])
+    rows, took = _timed(learned[0].transform, views["native"][test]) # type: ignore[union-attr]
     table = describe("native", "", *learned, rows, took, 0.)
     for gauge, view in views.items():
         if gauge == "native": continue
-        moved, took = _timed(learned[0].transform, view[test])
+        moved, took = _timed(learned[0].transform, view[test]) # type: ignore[union-attr]
         change = float(np.abs(moved - rows).max() / max(np.abs(rows).max(), 1e-30))
         table += describe("shift", gauge, *learned, moved, took, change)
         if change >= 1e-3:
             again = learn(view)
-            moved, took = _timed(again[0].transform, view[test])
+            moved, took = _timed(again[0].transform, view[test]) # type: ignore[union-attr]
             table += describe("both", gauge, *again, moved, took, change)
         else: table += describe("both", gauge, *learned, moved, took, change)
     return table
@@ -218,7 +218,7 @@ def ablate(
     bar = tqdm(tasks, desc="ablate", disable=not progress)
     found = Parallel(n_jobs=n_jobs)(delayed(_job)(name, t, models, some, labels, k, train, test)
                                     for name, t, labels, some, k, train, test in bar)
-    return pd.DataFrame([row for rows in found for row in rows])
+    return pd.DataFrame([row for rows in found or () for row in rows or ()])
 
 class _Nothing(BaseEstimator):
     "No features"
@@ -237,7 +237,7 @@ def summary(
     native = table[table.condition == "native"].groupby(by, sort=False)
     out = native.accuracy.agg(accuracy="mean", sd="std")
     other = table[table.condition != "native"]
-    for (condition, gauge), part in other.groupby(["condition", "gauge"], sort=False):
+    for (condition, gauge), part in other.groupby(["condition", "gauge"], sort=False): # type: ignore[misc]
         out[f"{condition} {gauge}"] = part.groupby(by).accuracy.mean()
     out["macro_f1"], out["adapters_per_second"] = native.macro_f1.mean(), native.adapters_per_second.median()
     if len(other): out["invariant"] = (other.groupby(by).change.max() < 1e-3).reindex(out.index)

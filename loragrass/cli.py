@@ -589,7 +589,7 @@ def _csv_labels(path, columns)->tuple[list, list[str]]:
     names = [name or default for name in columns]
     for name in names:
         if name not in others: raise ValueError(f"--labels {path} has {f'no column {name!r}' if name else 'several columns'}; choose by --column one of {', '.join(others) or '(there is none)'}")
-    return list(zip(table[by], table[names].to_dict("records"))), names
+    return list(zip(table[by], table[names].to_dict("records"))), names # type: ignore[call-overload]
 
 def _labelled(loras, source, column, groups):
     "Adapters that have a label, their labels and groups"
@@ -645,7 +645,7 @@ def ablate(
     from loragrass.ablation import summary
     table = lg.ablate(loras, y, asked, classifier, groups_of, cv, random_state=random_state, progress=sys.stderr.isatty())
     found = summary(table)
-    if as_json: _json(json.loads(found.to_json(orient="records", double_precision=15)))
+    if as_json: _json(json.loads(found.to_json(orient="records", double_precision=15) or "[]"))
     else: _table(found.astype(object).where(found.notna(), None).to_dict("records"))
     if out:
         _write_frame(table.set_index("representation"), out)

@@ -187,7 +187,7 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
         else:
             X = _several(X)
             self.input_ = Features("flat", on="canonical") if self.input is None else clone(self.input)
-            rows = _as_rows(self.input_.fit_transform(X, y))
+            rows = _as_rows(self.input_.fit_transform(X, y)) # type: ignore[union-attr]
             self.like_ = {m: (X[0][m].weight_shape, X[0][m].transposed) for m in X[0]}, X[0].arch, X[0].format, X[0].config
         self.gauge_invariant_ = getattr(self.input_, "gauge_invariant_", None) # None: not known
         N, d = rows.shape
@@ -208,7 +208,7 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
     def transform(self, X): # X: as in fit
         "One code an adapter, (N, n_components) float32"
         check_is_fitted(self)
-        x = self._standardised(_as_rows(X if self.input_ is None else self.input_.transform(X)))
+        x = self._standardised(_as_rows(X if self.input_ is None else self.input_.transform(X))) # type: ignore[union-attr]
         with torch.no_grad(): return torch.cat([self._code(self.net_, some) for some in x.split(1024)]).numpy()
 
     def inverse_transform(self,

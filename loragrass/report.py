@@ -376,13 +376,13 @@ def plot_ablation(
     if lacking := {"representation", "classifier", "condition", "gauge", "accuracy"} - set(table):
         raise ValueError(f"the table has no column {', '.join(sorted(lacking))}; expected what `ablate` returns")
     most = table[table.representation == "majority"].accuracy.mean()
-    table = table[table.representation != "majority"]
+    table = table.loc[table.representation != "majority"]
     if classifier is None: classifier = table.classifier.iloc[0]
-    table = table[table.classifier == classifier]
+    table = table.loc[table.classifier == classifier]
     if table.empty: raise ValueError(f"no rows for the classifier {classifier!r}")
     names, ax = list(dict.fromkeys(table.representation)), _axes(ax, _height(1.5 * table.representation.nunique()))
     groups = list(table.groupby(["condition", "gauge"], sort=False))
-    for g, ((condition, gauge), part) in enumerate(groups):
+    for g, ((condition, gauge), part) in enumerate(groups): # type: ignore[misc]
         found = part.groupby("representation").accuracy.agg(["mean", "std"]).reindex(names)
         y = np.arange(len(names)) + 0.7 * ((g + 0.5) / len(groups) - 0.5)
         ax.errorbar(found["mean"], y, xerr=found["std"].fillna(0), ls="", ms=4, lw=1, label=f"{condition} {gauge}".strip(), **_style(g))
