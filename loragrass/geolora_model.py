@@ -444,7 +444,7 @@ def _truncate(model, loss, rules):
     import pandas as pd
     return pd.DataFrame(rows)
 
-# %% ../nbs/07a_geolora_model.ipynb #19c72cad
+# %% ../nbs/07a_geolora_model.ipynb #2a65c551
 class GeoLoRAOptimizer(torch.optim.Optimizer):
     "Moves the adapters of a model by GeoLoRA's step, and what trains beside them by AdamW"
     def __init__(self,
@@ -580,7 +580,7 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         there = (new.s > rounding).sum(-1).tolist()
         for i, (layer, width) in enumerate(zip(layers, widths)):
             if there[i] < width: # what the core does not have is drawn, with coefficient 0
-                g = torch.Generator().manual_seed((layer.seed << 32) + self.n_steps)
+                g = torch.Generator().manual_seed(((layer.seed + 1) * 0x9E3779B1 + self.n_steps) % 2 ** 32) # others than those of the start
                 for Q in (U_new[i], V_new[i]): _refill(Q, there[i], width, g)
                 s_new[i, there[i]:] = 0
             layer.set_factors(U_new[i, :, :width], s_new[i, :width], V_new[i, :, :width], ranks[i])
@@ -590,11 +590,13 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
             self.state[layer.U] = dict(step=steps[i], m=m_K[i, :, :width].contiguous(), v=v_K[i])
             self.state[layer.V] = dict(step=steps[i], m=m_L[i, :, :width].contiguous(), v=v_L[i])
 
-# %% ../nbs/07a_geolora_model.ipynb #243cc9fe
+# %% ../nbs/07a_geolora_model.ipynb #4a7995a8
 def _refill(Q, k, width, g):
     "Columns k … width of Q become random directions, orthonormal to those before"
-    drawn = torch.randn(len(Q), width - k, dtype=torch.float64, generator=g).to(Q)
-    Q[:, k:width] = new_directions(Q[:, :k], drawn, 0.)
+    while k < width: # what is drawn may be there already
+        new = new_directions(Q[:, :k], torch.randn(len(Q), width - k, dtype=torch.float64, generator=g).to(Q), 0.)
+        Q[:, k:k + new.shape[1]] = new
+        k += new.shape[1]
 
 def _adamw(group, state):
     "Decoupled AdamW (Loshchilov & Hutter 2019), for what is no adapter"

@@ -348,6 +348,16 @@ def test_eval_is_what_is_exported():
     torch.testing.assert_close(model.merge()(x), out, rtol=0, atol=1e-12)
     assert not geolora_model.layers_of(model.base)
 
+def test_a_direction_that_is_there_is_drawn_again():
+    g = torch.Generator().manual_seed(1)
+    first = torch.randn(9, 1, dtype=torch.float64, generator=g)
+    Q = F.pad(first / first.norm(), (0, 2))
+    geolora_model._refill(Q, 1, 3, torch.Generator().manual_seed(1))
+    assert (Q.mT @ Q - torch.eye(3)).abs().max() < 1e-12
+    Q = F.pad(first / first.norm(), (0, 1))
+    geolora_model._refill(Q, 1, 2, torch.Generator().manual_seed(1)) # draws `first` itself, then another
+    assert (Q.mT @ Q - torch.eye(2)).abs().max() < 1e-12
+
 def test_base_weights_stay_as_they_were():
     base = net(12, 16, 7, dtype=torch.float32)
     weights = list(base.parameters())
