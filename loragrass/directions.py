@@ -209,7 +209,8 @@ class ProjectorSketch(OnUpdates):
         self.p, self.side, self.weighted, self.modules, self.random_state = p, side, weighted, modules, random_state
 
     def _prepare(self, X):
-        if self.p < 1: raise ValueError(f"p={self.p}; expected 1 or more random vectors")
+        if isinstance(self.p, bool) or not isinstance(self.p, (int, np.integer)) or self.p < 1:
+            raise ValueError(f"p={self.p!r}; expected a whole number of random vectors, 1 or more")
         rng, sides = np.random.default_rng(self.random_state), sides_of(self.side)
         sizes = {(m, s): self.shapes_[m][s == "right"] for m in self.modules_ for s in sides}
         def draw(n): return torch.from_numpy(rng.standard_normal((self.p, n)) / self.p ** 0.5)

@@ -293,6 +293,7 @@ def plot_truncation(
     ax:Axes|None=None, # where to draw; default: a new figure
 )->Axes:
     "Singular values of each module, and where the τ rule would cut them"
+    taus = torch.as_tensor(taus, dtype=torch.float64).flatten().tolist()
     spectra = {m: u.svd().S for m, u in lora.items()}
     spectra = {m: s for m, s in spectra.items() if len(s)}
     if not spectra: raise ValueError("this adapter has no update to draw; every module is zero")
@@ -354,13 +355,19 @@ def plot_history(
 )->Axes:
     "Losses and other numbers of training, epoch by epoch"
     curves = history.items() if isinstance(history, Mapping) else pd.DataFrame(history).rename(columns={0: "loss"}).items()
-    frame = pd.DataFrame({str(name): pd.Series(list(values)) for name, values in curves}).select_dtypes("number")
+    try: frame = pd.DataFrame({str(name): pd.Series(list(values)) for name, values in curves if name != "n_params"})
+    except TypeError: raise ValueError(f"expected name → a number an epoch, got {_text(history)}") from None
+    ranks, frame = frame.get("ranks"), frame.select_dtypes("number")
     if frame.empty: raise ValueError("a history without numbers; expected name → a number an epoch, as an encoder's history_ is after fit")
     epochs, frame = (frame.pop("epoch") if "epoch" in frame else frame.index + 1), frame.dropna(axis=1, how="all")
     ax = _axes(ax, 2.6)
     for g, name in enumerate(frame):
         ax.plot(epochs, frame[name], color=COLORS[g % len(COLORS)], ls=("-", "--", ":", "-.")[g % 4], label=_text(name))
     if frame.min(axis=None) > 0 and (frame.max() > 10 * frame.min()).any(): ax.set_yscale("log")
+    if ranks is not None: # of a `GeoLoRATrainer`: a dict an epoch
+        right = ax.twinx()
+        right.plot(epochs, pd.DataFrame(list(ranks)), color=COLORS[6], lw=1, ls=":")
+        right.set_ylabel("rank of each layer (dotted)")
     ax.set(xlabel="epoch", ylabel=_text(frame.columns[0]) if frame.shape[1] == 1 else "")
     if frame.shape[1] > 1: ax.legend(fontsize="small", frameon=False)
     return ax

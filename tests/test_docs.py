@@ -194,6 +194,8 @@ print(2)
 plot()
 ```
 
+![What the notebook draws]({readme.BLOB.replace("/blob/", "/raw/")}{readme.PICTURE})
+
 ```python
 say()
 ```
