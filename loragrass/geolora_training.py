@@ -34,8 +34,8 @@ def _idx(data:bytes, path:str)->np.ndarray:
     return values.reshape(shape)
 
 # %% ../nbs/07b_geolora_training.ipynb #5525e7dd
-_ARRAY = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"),
-          ("_codecs", "encode")}
+_ARRAY = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+          ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 class _Arrays(pickle.Unpickler):
     "Opens a pickle of plain values and arrays, and refuses any other"
@@ -46,13 +46,15 @@ class _Arrays(pickle.Unpickler):
 def _cifar_batch(data:bytes, path:str)->tuple[np.ndarray, np.ndarray]: # images (N, 3, 32, 32), labels (N,)
     "One batch file of CIFAR-10: binary rows of a label and 3 072 pixels, or a pickle of both"
     if path.endswith(".bin"):
-        if not data or len(data) % 3073: raise ValueError(f"{path}: {len(data)} bytes are no multiple of 3 073; download it again")
+        if not data or len(data) % 3073:
+            raise ValueError(f"{path}: {len(data)} bytes are no multiple of 3 073; download it again")
         rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
         return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
     try:
         batch = _Arrays(io.BytesIO(data), encoding="bytes").load()
         return np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32), np.asarray(batch[b"labels"])
-    except Exception as e: raise ValueError(f"{path}: not a batch of CIFAR-10 ({type(e).__name__}: {e}); download it again") from e
+    except Exception as e:
+        raise ValueError(f"{path}: not a batch of CIFAR-10 ({type(e).__name__}: {e}); download it again") from e
 
 # %% ../nbs/07b_geolora_training.ipynb #dcd967dc
 def _published(
@@ -74,12 +76,15 @@ def _members(path, names):
     "The files of these names in an archive"
     with tarfile.open(path) as tar:
         inside = {Path(member.name).name: member for member in tar if member.isfile()}
-        return {name: tar.extractfile(inside[name]).read() for name in names if name in inside} # type: ignore[union-attr]
+        there = [name for name in names if name in inside]
+        return {name: tar.extractfile(inside[name]).read() for name in there} # type: ignore[union-attr]
 
 # %% ../nbs/07b_geolora_training.ipynb #190ce18a
-_FILES = { # (images, labels) of training and validation, or batches of both
-    "mnist": ([f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")], "ylecun/mnist", "image"),
-    "cifar10": ([f"{batch}{end}" for end in ("", ".bin") for batch in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")], "uoft-cs/cifar10", "img"),
+_MNIST = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
+_CIFAR = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+_FILES = { # files; data set of the hub, its column of images
+    "mnist": (_MNIST, "ylecun/mnist", "image"),
+    "cifar10": (_CIFAR + [f"{name}.bin" for name in _CIFAR], "uoft-cs/cifar10", "img"),
 }
 
 # %% ../nbs/07b_geolora_training.ipynb #a4669b7f
@@ -91,12 +96,15 @@ def get_dataloaders(
     random_state:int=0, # of the order of training, and of digits' split
 )->tuple[DataLoader, DataLoader]: # training, validation: batches of float32 pixels in [0, 1] and int64 labels
     "Loaders of a small set of images; ValueError or FileNotFoundError that says what to put where"
-    if name not in ("digits", *_FILES): raise ValueError(f"name={name!r}; expected one of 'digits', {', '.join(map(repr, _FILES))}")
-    train, val = _digits(random_state) if name == "digits" else _from_hub(name) if root is None else _from_files(name, Path(root))
+    if name not in ("digits", *_FILES):
+        raise ValueError(f"name={name!r}; expected one of 'digits', {', '.join(map(repr, _FILES))}")
+    if name == "digits": train, val = _digits(random_state)
+    else: train, val = _from_hub(name) if root is None else _from_files(name, Path(root))
     gen = torch.Generator().manual_seed(random_state)
     def loader(images, labels, **order):
         x = torch.from_numpy(images.astype(np.float32)) / (16 if name == "digits" else 255)
-        return DataLoader(TensorDataset(x.flatten(1) if flatten else x, torch.from_numpy(labels.astype(np.int64))), batch_size, **order)
+        rows = TensorDataset(x.flatten(1) if flatten else x, torch.from_numpy(labels.astype(np.int64)))
+        return DataLoader(rows, batch_size, **order)
     return loader(*train, shuffle=True, generator=gen), loader(*val)
 
 # %% ../nbs/07b_geolora_training.ipynb #3f60e431
@@ -104,22 +112,24 @@ def _digits(random_state):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
     pixels, target = load_digits(return_X_y=True)
-    x, x_val, y, y_val = train_test_split(pixels.reshape(-1, 1, 8, 8), target, test_size=0.2, stratify=target, random_state=random_state)
-    return (x, y), (x_val, y_val)
+    parts = train_test_split(pixels.reshape(-1, 1, 8, 8), target, test_size=0.2, stratify=target, random_state=random_state)
+    return parts[::2], parts[1::2]
 
 def _from_files(name, root):
     "(images, labels) of training and validation from the published files below root"
     names = _FILES[name][0]
-    if not root.is_dir(): raise FileNotFoundError(f"{name}: no folder {root}; make it and put the published files there")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{name}: no folder {root}; make it and put the published files there")
     found = _published(root, names)
     if name == "mnist": parts = [names[:2], names[2:]]
     else:
         end = ".bin" if "test_batch.bin" in found else ""
-        parts = [[n + end for n in part] for part in ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"])]
+        parts = [[n + end for n in part] for part in (_CIFAR[:-1], _CIFAR[-1:])]
     missing = [n for part in parts for n in part if n not in found]
     if missing:
-        raise FileNotFoundError(f"{name}: {', '.join(missing)} not found below {root}; put the published files there, as downloaded or unpacked")
-    if name == "mnist": sets = [(_idx(found[images], images)[:, None], _idx(found[labels], labels)) for images, labels in parts]
+        raise FileNotFoundError(f"{name}: {', '.join(missing)} not found below {root}; "
+                                "put the published files there, as downloaded or unpacked")
+    if name == "mnist": sets = [(_idx(found[i], i)[:, None], _idx(found[l], l)) for i, l in parts]
     else: sets = [tuple(map(np.concatenate, zip(*(_cifar_batch(found[n], n) for n in part)))) for part in parts]
     for (images, labels), part in zip(sets, parts): _check_set(images, labels, ", ".join(part))
     return sets
@@ -134,9 +144,11 @@ def _from_hub(name):
     files, repo, column = _FILES[name]
     advice = f"give root='folder', one with the published files ({files[0]}, …, or their archive)"
     try: from datasets import load_dataset # type: ignore[reportMissingImports]
-    except ImportError as e: raise FileNotFoundError(f"{name} does not come with the package: {advice}, or pip install 'loragrass[hub]'") from e
+    except ImportError as e:
+        raise FileNotFoundError(f"{name} does not come with the package: {advice}, or pip install 'loragrass[hub]'") from e
     try: table = load_dataset(repo)
-    except Exception as e: raise FileNotFoundError(f"{name}: {repo} could not be read from the hub ({type(e).__name__}); {advice}") from e
+    except Exception as e:
+        raise FileNotFoundError(f"{name}: {repo} could not be read from the hub ({type(e).__name__}); {advice}") from e
     def split(rows):
         images = np.stack([np.asarray(image) for image in rows[column]])
         return (images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)), np.asarray(rows["label"])
@@ -150,21 +162,25 @@ class _Run:
         self.history = {key: [] for key in HISTORY}
 
     def adapters(self):
-        kept = {name for name, p in self.model.named_parameters() if p.requires_grad} | {name for name, _ in self.model.named_buffers()}
+        kept = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        kept |= {name for name, _ in self.model.named_buffers()}
         return {name: t.clone() for name, t in self.model.state_dict().items() if name in kept}
 
     def save(self, path):
         generator = getattr(self.loader, "generator", None)
-        state = dict(self._identity(), adapters=self.adapters(), optimizer=self.optimizer.state_dict(), history=self.history, best=self.best,
-                     random=torch.get_rng_state(), shuffle=generator.get_state() if generator else None)
+        state = dict(self._identity(), adapters=self.adapters(), optimizer=self.optimizer.state_dict(),
+                     history=self.history, best=self.best, random=torch.get_rng_state(),
+                     shuffle=generator.get_state() if generator else None)
         with beside(path) as new: torch.save(state, new)
 
     def load(self, path):
         try: state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as e: raise ValueError(f"{path}: not a checkpoint of GeoLoRATrainer, or cut short") from e
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as e:
+            raise ValueError(f"{path}: not a checkpoint of GeoLoRATrainer, or cut short") from e
         own = self._identity()
         if odd := [key for key in own if state.get(key) != own[key]]:
-            raise ValueError(f"{path}: the checkpoint has another {', '.join(odd)} than this training ({', '.join(f'{state.get(k)} and {own[k]}' for k in odd)[:400]}); "
+            both = ", ".join(f"{state.get(key)} and {own[key]}" for key in odd)[:400]
+            raise ValueError(f"{path}: the checkpoint has another {', '.join(odd)} than this training ({both}); "
                              "go on with the model, config, loader and num_epochs that it was begun with")
         self.model.load_state_dict(state["adapters"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -172,7 +188,9 @@ class _Run:
         torch.set_rng_state(state["random"])
         if state["shuffle"] is not None: self.loader.generator.set_state(state["shuffle"])
 
-    def _identity(self): return dict(config=asdict(self.model.config), steps=self.steps, modules={name: list(layer.weight_shape) for name, layer in self.model.layers.items()})
+    def _identity(self):
+        modules = {name: list(layer.weight_shape) for name, layer in self.model.layers.items()}
+        return dict(config=asdict(self.model.config), steps=self.steps, modules=modules)
 
 # %% ../nbs/07b_geolora_training.ipynb #f6ddb154
 HISTORY = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "ranks", "n_params")
@@ -186,18 +204,19 @@ class GeoLoRATrainer:
         optimizer:Callable=GeoLoRAOptimizer, # called as optimizer(model, num_training_steps=N) when training begins
         device:str|torch.device|None=None, # to train on; None: where the model is
     ):
-        if config not in (None, model.config): raise ValueError("config is not the one that the model was made with; make the model anew with this one")
+        if config not in (None, model.config):
+            raise ValueError("config is not the one that the model was made with; make the model anew with this one")
         self.model, self.loss_fn, self.optimizer, self.device = model, loss_fn, optimizer, device
 
     def train(self,
         train_loader:Iterable, # of batches (inputs, targets), as long as an epoch
         val_loader:Iterable|None=None, # None: no val_loss, no val_accuracy
         num_epochs:int=10,
-        patience:int|None=None, # epochs without a lower validation loss before it stops; then the best adapters come back. None: neither
+        patience:int|None=None, # epochs without a lower validation loss before it stops, with the best adapters; None: never
         checkpoint:str|Path|None=None, # file to write after each epoch
         resume:bool=False, # go on from the checkpoint, to the bit as if nothing had happened
         progress:bool=True,
-    )->dict: # row of `HISTORY` → a list with an entry an epoch; ranks: dicts module → rank; accuracies in [0, 1], None without classes
+    )->dict: # row of `HISTORY` → an entry an epoch; ranks: module → rank; accuracies in [0, 1], None without classes
         "Train, and say each epoch what was reached, at which ranks"
         _check_training(train_loader, val_loader, num_epochs, patience, checkpoint, resume)
         if self.device is not None: self.model.to(self.device)
@@ -213,7 +232,8 @@ class GeoLoRATrainer:
                 if patience is not None and losses[-1] == min(losses): run.best = run.adapters()
                 if path: run.save(path)
                 bar.update()
-                bar.set_postfix({key: f"{run.history[key][-1]:.3g}" for key in HISTORY[:4] if run.history[key][-1] is not None})
+                last = {key: run.history[key][-1] for key in HISTORY[:4]}
+                bar.set_postfix({key: f"{value:.3g}" for key, value in last.items() if value is not None})
         if run.best: self.model.load_state_dict(run.best, strict=False)
         return run.history
 
@@ -257,7 +277,8 @@ class _Mean:
         self.n += len(targets)
         self.total += loss.item() * len(targets)
         classes = outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
-        self.right = self.right + (outputs.argmax(1) == targets).sum().item() if classes and self.right is not None else None
+        if not classes: self.right = None
+        if self.right is not None: self.right += (outputs.argmax(1) == targets).sum().item()
 
     @property
     def loss(self): return self.total / self.n
@@ -265,23 +286,28 @@ class _Mean:
     @property
     def accuracy(self): return None if self.right is None else self.right / self.n
 
-def _waited(losses, patience): return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+def _waited(losses, patience):
+    if patience is None or not losses: return False
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
 
 def _check_training(train_loader, val_loader, num_epochs, patience, checkpoint, resume):
     if num_epochs < 1: raise ValueError(f"num_epochs={num_epochs}; expected at least 1")
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
         if loader is not None and not (hasattr(loader, "__len__") and len(loader)):
-            raise ValueError(f"{name} has no batches, or does not say how many; a DataLoader of a dataset that is not empty does")
+            raise ValueError(f"{name} has no batches, or does not say how many; "
+                             "a DataLoader of a dataset that is not empty does")
     if patience is not None and (val_loader is None or patience < 1):
-        raise ValueError(f"patience={patience} waits for a lower validation loss: give a val_loader and at least 1, or patience=None")
+        raise ValueError(f"patience={patience} waits for a lower validation loss: "
+                         "give a val_loader and at least 1, or patience=None")
     if resume and checkpoint is None: raise ValueError("resume=True needs checkpoint=, the file to go on from")
-    if resume and not Path(checkpoint).exists(): raise FileNotFoundError(f"{checkpoint}: no checkpoint here to go on from; train without resume=True first")
+    if resume and not Path(checkpoint).exists():
+        raise FileNotFoundError(f"{checkpoint}: no checkpoint here to go on from; train without resume=True first")
     if checkpoint and not resume and Path(checkpoint).exists():
         raise FileExistsError(f"{checkpoint} is there already; pass resume=True to go on from it, or name another file")
 
 # %% ../nbs/07b_geolora_training.ipynb #093f7faa
 class RiemannianOptimizer(geoopt.optim.RiemannianAdam):
-    "U and V on Stiefel manifolds and S beside them, at fixed rank, by RiemannianAdam (Bécigneul & Ganea 2019): the peer of `GeoLoRAOptimizer`"
+    "The peer of fixed rank: U and V on Stiefel manifolds, S beside them, by RiemannianAdam (Bécigneul & Ganea 2019)"
     def __init__(self,
         model:nn.Module, # a GeoLoRAModel, or the base that it has adapted
         lr:float|None=None, # None: the config's
@@ -290,10 +316,12 @@ class RiemannianOptimizer(geoopt.optim.RiemannianAdam):
         self.points = []
         for layer in layers_of(model).values():
             U, s, V = layer.factors()
-            U, V = (geoopt.ManifoldParameter(Q.clone(), manifold=geoopt.EuclideanStiefel()) for Q in (U, V)) # type: ignore[reportCallIssue]
+            def point(Q): return geoopt.ManifoldParameter(Q.clone(), manifold=geoopt.EuclideanStiefel()) # type: ignore[call-arg]
+            U, V = point(U), point(V)
             self.points.append((layer, U, nn.Parameter(s.diag()), V))
         config = next(iter(layers_of(model).values())).config
-        super().__init__([p for _, *points in self.points for p in points], lr=config.learning_rate if lr is None else lr)
+        params = [p for _, *points in self.points for p in points]
+        super().__init__(params, lr=config.learning_rate if lr is None else lr)
 
     def zero_grad(self, set_to_none=True):
         for layer, *_ in self.points: layer.zero_grad(set_to_none)
