@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checks import caller_level, checked, moved, renamed
-from .clustering import CLUSTERINGS, Clusters, GrassmannKMeans, cluster_kernel, first_seen, rand_index, regrouped, sees_otherwise
+from .clustering import (CLUSTERINGS, Clusters, GrassmannKMeans, cluster_kernel, first_seen, rand_index,
+                                  regrouped, sees_otherwise)
 from .comparing import Similarity, by_base, check_one_base, similarity, subspaces
 from .combining import Merged, combine, for_each
 from .levels import Levels, cluster_levels
@@ -50,9 +51,12 @@ def _by_points(loras, sim, n_clusters, random_state=0, **options):
     return Clusters(first_seen(labels))
 
 def _of_pairs(loras, sim, n_clusters, clustering, levels, random_state=0, **options):
-    "Groups of adapters that are compared already; \"auto\" takes the levels' own, and of another kernel, side or way as many"
-    if clustering in OF_ADAPTERS: return OF_ADAPTERS[clustering](loras, sim, _number(sim, n_clusters, levels), random_state, **options)
-    if clustering not in CLUSTERINGS: raise ValueError(f"clustering {clustering!r}: expected one of {', '.join([*CLUSTERINGS, *OF_ADAPTERS])}")
+    ("Groups of adapters that are compared already; "
+     "\"auto\" takes the levels' own, and of another kernel, side or way as many")
+    if clustering in OF_ADAPTERS:
+        return OF_ADAPTERS[clustering](loras, sim, _number(sim, n_clusters, levels), random_state, **options)
+    if clustering not in CLUSTERINGS:
+        raise ValueError(f"clustering {clustering!r}: expected one of {', '.join([*CLUSTERINGS, *OF_ADAPTERS])}")
     own = sim.side == "left" and sim.kernel == "projection" and sim.sqrt_weighted
     if n_clusters == "auto" and clustering == "spectral" and own and levels is not None: return levels
     if levels is not None and not CLUSTERINGS[clustering].own_number: n_clusters = _number(sim, n_clusters, levels)
@@ -67,12 +71,14 @@ def _with_evidence(found, levels):
     "A grouping with what the levels say"
     return found if isinstance(found, Levels) else replace(levels, labels=found.labels, note=found.note or levels.note)
 
-OF_ADAPTERS = {"grassmann_kmeans": _by_points} # ways that look at the adapters; those of `CLUSTERINGS` look at a matrix of all pairs
+# ways that look at the adapters; those of `CLUSTERINGS` look at a matrix of all pairs
+OF_ADAPTERS = {"grassmann_kmeans": _by_points}
 
 def _by_sample(loras, n_clusters, clustering, side, random_state):
     "Groups of more adapters than can be compared in all pairs"
     if clustering != "spectral":
-        raise ValueError(f"clustering {clustering!r} on {len(loras)} adapters: of so many a sample is grouped by 'spectral'; or pass similarities")
+        raise ValueError(f"clustering {clustering!r} on {len(loras)} adapters: "
+                         "of so many a sample is grouped by 'spectral'; or pass similarities")
     index, note = SubspaceIndex(side=side).add(loras), ""
     if n_clusters == "auto":
         some = np.sort(np.random.default_rng(random_state).permutation(len(loras))[:FOR_THEIR_NUMBER])
@@ -92,7 +98,8 @@ def _warn_shared_init(loras, sim, n_clusters, random_state):
     left = sim.sides["left"] if "left" in sim.sides else similarity(loras, sim.kernel, "left", sim.sqrt_weighted).joint
     if sees_otherwise(sim.sides["right"], left, n_clusters, random_state):
         warnings.warn("shared initial A: the right subspaces group these adapters otherwise than the left ones do, "
-                      "as happens when adapters were started from one A; take side='left'", SharedInitWarning, caller_level())
+                      "as happens when adapters were started from one A; take side='left'",
+                      SharedInitWarning, caller_level())
 
 # %% ../nbs/04_cluster_merge.ipynb #ed5a8ba1
 def _each_base(loras, n_clusters, group):
@@ -102,12 +109,13 @@ def _each_base(loras, n_clusters, group):
         found = group([loras[i] for i in at], n_clusters if n_clusters == "auto" else min(int(n_clusters), len(at)))
         labels[at] = found.labels + labels.max() + 1
     told = ", ".join(f"{base} ({len(at)})" for base, at in bases.items())
-    return Clusters(first_seen(labels), note=f"{len(bases)} base models, each grouped by itself: {told}" if len(bases) > 1 else found.note)
+    return Clusters(first_seen(labels),
+                    note=f"{len(bases)} base models, each grouped by itself: {told}" if len(bases) > 1 else found.note)
 
 @renamed(method="clustering")
 @checked
 def cluster(
-    X:Similarity|Tensor|Sequence[LoRA], # adapters, compared by `similarity`, or what that returned, or a kernel matrix (N, N) ≥ 0
+    X:Similarity|Tensor|Sequence[LoRA], # adapters, compared by `similarity`; its result; or a kernel matrix (N, N) ≥ 0
     n_clusters:int|str="auto", # or the number of groups; of a bare matrix by silhouette; "hdbscan" finds its own
     clustering:str="spectral", # a row of `CLUSTERINGS`; of adapters also of `OF_ADAPTERS`
     side:str="left", # of adapters: "left" (outputs), "right" (inputs) or "both"
@@ -119,13 +127,17 @@ def cluster(
 )->Clusters:
     "Group adapters, or the rows of a kernel matrix"
     if options and clustering not in OF_ADAPTERS:
-        raise ValueError(f"{', '.join(options)}: options of clustering {' or '.join(map(repr, OF_ADAPTERS))} only, not of {clustering!r}")
+        raise ValueError(f"{', '.join(options)}: "
+                         f"options of clustering {' or '.join(map(repr, OF_ADAPTERS))} only, not of {clustering!r}")
     how = {"normalized": normalized, "max_clusters": max_clusters, "random_state": random_state}
     if isinstance(X, (Similarity, Tensor, np.ndarray)):
-        if clustering in OF_ADAPTERS: raise ValueError(f"clustering {clustering!r} needs the adapters, not their similarities")
+        if clustering in OF_ADAPTERS:
+            raise ValueError(f"clustering {clustering!r} needs the adapters, not their similarities")
         if not isinstance(X, Similarity): return cluster_kernel(X, n_clusters, clustering, **how)
         return _of_pairs([], X, n_clusters, clustering, _levels(X, n_clusters, max_clusters, random_state), **how)
-    if mixed_bases: return _each_base(X, n_clusters, lambda some, k: cluster(some, k, clustering, side, normalized, max_clusters, random_state, **options))
+    if mixed_bases:
+        return _each_base(X, n_clusters, lambda some, k: cluster(
+            some, k, clustering, side, normalized, max_clusters, random_state, **options))
     check_one_base(X)
     if too_many(X): return _by_sample(X, n_clusters, clustering, side, random_state)
     sim = similarity(X, side=side)
@@ -154,8 +166,11 @@ class ClusterMerge:
     parameters: dict # what it was called with
     loras: list[LoRA] = field(default_factory=list) # the adapters, as they came
 
-    labels_, layer_labels_, means_, medoids_, merged_, similarity_, clusters_, health_, agreement_, layer_agreement_ = (property(attrgetter(name)) for name in (
-        "labels", "layer_labels", "means", "medoids", "merged", "similarity", "clusters", "health", "agreement", "layer_agreement")) # as they were spelled
+    # as they were spelled
+    labels_, layer_labels_, means_, medoids_, merged_, similarity_, clusters_, health_, agreement_, layer_agreement_ = (
+        property(attrgetter(name)) for name in (
+            "labels", "layer_labels", "means", "medoids", "merged", "similarity", "clusters", "health", "agreement",
+            "layer_agreement"))
 
     @property
     def method(self)->str: "Of the means"; return self.parameters["method"]
@@ -173,18 +188,27 @@ class ClusterMerge:
         return pd.DataFrame([[rand_index(a, b) for b in rows] for a in rows], names, names)
 
     def summary(self)->pd.DataFrame: # one row a group
-        "Group, members (and, where layers have groups of their own, how many take part in a module, on average), medoid, similarity inside and outside, cosine of the updates with each other, of the weakest pair, of the closest pair with another group, with what stands in and with the medoid, largest norm over the smallest, rank of what stands in, its error and energy"
+        ("Group, members (and, where layers have groups of their own, how many take part in a module, on average), "
+         "medoid, similarity inside and outside, cosine of the updates with each other, of the weakest pair, of the "
+         "closest pair with another group, with what stands in and with the medoid, largest norm over the smallest, "
+         "rank of what stands in, its error and energy")
         K, names, rows, pairs_of = self.similarity.joint.numpy(), self.similarity.names, [], self._extremes()
         for g, merged in enumerate(self.merged):
             inside = np.flatnonzero(self.labels == g)
             outside = np.flatnonzero(self.labels != g)
             pairs = K[np.ix_(inside, inside)][np.triu_indices(len(inside), 1)]
-            by_layer = {"size_by_layer": (self.layer_labels.to_numpy() == g).sum(1).mean()} if self.parameters["per_layer"] else {}
-            rows.append({"group": g, "size": len(inside), **by_layer, "members": ", ".join(names[i] for i in inside), "medoid": names[self.medoids[g]],
-                         "inside": pairs.mean() if len(pairs) else np.nan, "outside": K[np.ix_(inside, outside)].mean() if len(outside) else np.nan, "cosine": merged.cosine,
+            by_layer = ({"size_by_layer": (self.layer_labels.to_numpy() == g).sum(1).mean()}
+                        if self.parameters["per_layer"] else {})
+            rows.append({"group": g, "size": len(inside), **by_layer,
+                         "members": ", ".join(names[i] for i in inside), "medoid": names[self.medoids[g]],
+                         "inside": pairs.mean() if len(pairs) else np.nan,
+                         "outside": K[np.ix_(inside, outside)].mean() if len(outside) else np.nan,
+                         "cosine": merged.cosine,
                          "weakest": pairs_of.weakest_cosine[g], "closest": pairs_of.closest_cosine[g],
-                         f"to_{self.parameters['stand_in']}": merged.members["with_result"].mean(), "to_medoid": self._to_medoid(g), "spread": merged.spread,
-                         "rank": max((u.up.shape[1] for u in merged.lora.values()), default=0), "rel_error": merged.rel_error, "energy": merged.energy})
+                         f"to_{self.parameters['stand_in']}": merged.members["with_result"].mean(),
+                         "to_medoid": self._to_medoid(g), "spread": merged.spread,
+                         "rank": max((u.up.shape[1] for u in merged.lora.values()), default=0),
+                         "rel_error": merged.rel_error, "energy": merged.energy})
         return pd.DataFrame(rows).set_index("group")
 
     def _to_medoid(self, g):
@@ -196,9 +220,11 @@ class ClusterMerge:
     def _extremes(self): return self.clusters.extremes(self.similarity.witnesses[2], self.labels) # type: ignore
 
     def evidence(self)->pd.DataFrame: # one row a group
-        "Of each group the pair that belongs together least and the closest pair with another group: names, cosine, log odds of being one group"
+        ("Of each group the pair that belongs together least and the closest pair with another group: "
+         "names, cosine, log odds of being one group")
         table = self._extremes()
-        for pair in ("weakest", "closest"): table[pair] = [p and tuple(self.similarity.names[i] for i in p) for p in table[pair]]
+        for pair in ("weakest", "closest"):
+            table[pair] = [p and tuple(self.similarity.names[i] for i in p) for p in table[pair]]
         return table
 
     def notes(self)->list[str]:
@@ -212,23 +238,32 @@ class ClusterMerge:
         asked = self.parameters["n_clusters"]
         k = None if found.evidence is None else int(found.evidence.idxmax()) # type: ignore
         if asked != "auto" and k != len(self.means) and found.confidence >= 0.5:
-            told.append(f"{asked} groups were asked for; the pairs say {k}, with a confidence of {found.confidence:.2f}")
+            told.append(f"{asked} groups were asked for; "
+                        f"the pairs say {k}, with a confidence of {found.confidence:.2f}")
         return [*told, *dict.fromkeys(note for merged in self.merged for note in merged.notes)]
 
     def cautions(self)->list[str]:
         "What a reader must know before the tables"
-        verdict, lloyd = self.health.verdict if self.health else "healthy", self.parameters["clustering"] == "grassmann_kmeans"
+        verdict, lloyd = (self.health.verdict if self.health else "healthy",
+                          self.parameters["clustering"] == "grassmann_kmeans")
         told = []
-        if verdict in ("degenerate", "indefinite") or verdict == "diagonal-dominated" and lloyd: # whose steps alone are stopped by a heavy diagonal
-            told.append(f"The kernel matrix is {verdict}: see whether members are more alike inside their group than outside before you rely on it.")
+        # whose steps alone are stopped by a heavy diagonal
+        if verdict in ("degenerate", "indefinite") or verdict == "diagonal-dominated" and lloyd:
+            told.append(f"The kernel matrix is {verdict}: "
+                        "see whether members are more alike inside their group than outside before you rely on it.")
         if len(self.means) == 1 < len(self.labels):
             told.append("All adapters are in one group: their pairs are all of one level, or one group was asked for.")
-        if self.parameters["n_clusters"] == "auto" and self.clusters.doubt: told.append(self.clusters.doubt[0].upper() + self.clusters.doubt[1:] + ".")
+        if self.parameters["n_clusters"] == "auto" and self.clusters.doubt:
+            told.append(self.clusters.doubt[0].upper() + self.clusters.doubt[1:] + ".")
         if self.similarity.side != "left":
-            told.append("Subspaces of inputs took part in the comparison: adapters that were started from one A look alike there, whatever they learnt.")
+            told.append("Subspaces of inputs took part in the comparison: "
+                        "adapters that were started from one A look alike there, whatever they learnt.")
         return told
 
-    def __repr__(self): return f"ClusterMerge: {len(self.labels)} adapters in {len(self.means)} group{'s' * (len(self.means) > 1)}, {'medoids' if self.parameters['stand_in'] == 'medoid' else f'means by {self.method}'}; {self.clusters.note or '.summary() tells more'}"
+    def __repr__(self):
+        return (f"ClusterMerge: {len(self.labels)} adapters in {len(self.means)} group{'s' * (len(self.means) > 1)}, "
+                f"{'medoids' if self.parameters['stand_in'] == 'medoid' else f'means by {self.method}'}; "
+                f"{self.clusters.note or '.summary() tells more'}")
 
 # %% ../nbs/04_cluster_merge.ipynb #1bf75bbb
 class UnrelatedWarning(UserWarning): "Adapters in one group have next to nothing in common"
@@ -237,7 +272,8 @@ def _warn_missing(sim):
     "Adapters of different modules"
     if not sim.missing: return
     module, lacking = next(iter(sim.missing.items()))
-    warnings.warn(f"{len(sim.missing)} of {len(sim.modules)} modules are missing in some adapters ({module} in {len(lacking)} of {len(sim.names)}): "
+    warnings.warn(f"{len(sim.missing)} of {len(sim.modules)} modules are missing in some adapters "
+                  f"({module} in {len(lacking)} of {len(sim.names)}): "
                   "they make adapters less alike, and in a mean they count as zero", UserWarning, caller_level())
 
 def _unrelated(levels, labels, names):
@@ -254,8 +290,10 @@ def _unrelated(levels, labels, names):
 
 def _warn_unrelated(told):
     "Groups in which updates are as good as unrelated"
-    warnings.warn(f"nothing in common: {'; '.join(told[:5])} are as unlike as pairs of two groups are here, and a mean keeps little of its members. "
-                  "Ask for more groups, take the medoid, or merge by a rule that is for adapters that differ (loragrass.merging)", UnrelatedWarning, caller_level())
+    warnings.warn(f"nothing in common: {'; '.join(told[:5])} are as unlike as pairs of two groups are here, "
+                  "and a mean keeps little of its members. "
+                  "Ask for more groups, take the medoid, or merge by a rule that is for adapters that differ "
+                  "(loragrass.merging)", UnrelatedWarning, caller_level())
 
 
 # %% ../nbs/04_cluster_merge.ipynb #cb999e4a
@@ -270,7 +308,8 @@ def cluster_merge(
     sqrt_weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights
     kernel:str="projection", # a name of `KERNELS`, as `similarity` has it
     rank:int|None=None, # of the means; default: the largest of the members'
-    weights:Sequence[float]|Mapping[str, float]|float|str|None=None, # of the members, (N,), by name or one for all: divided by their sum in each group, as they are with n_clusters=1; default uniform; "agreement": by mean cosine with the others, per module
+    # numbers are divided by their sum in each group; with n_clusters=1 they are taken as they are
+    weights:Sequence[float]|Mapping[str, float]|float|str|None=None, # as `mean_lora` has them; n_clusters=1: as given
     per_layer:bool=False, # build each module of the means from the module's own groups, aligned with the joint ones
     rescale:str="none", # "norm": means as long as their members
     stand_in:str="mean", # for each group: its "mean", or its "medoid", the member most like the others, as it came
@@ -283,15 +322,18 @@ def cluster_merge(
     loras, of_each = list(loras), weights is not None and not isinstance(weights, str)
     if not loras: raise ValueError("no adapters to group: pass at least one")
     if too_many(loras):
-        raise ValueError(f"{len(loras)} adapters: this compares all pairs in each module, up to {LARGE} adapters, or as many pairs in 64 modules; "
+        raise ValueError(f"{len(loras)} adapters: this compares all pairs in each module, up to {LARGE} adapters, "
+                         "or as many pairs in 64 modules; "
                          "group them with `cluster`, then average each group with `mean_lora`")
     if not math.isfinite(strength): raise ValueError(f"strength={strength}: expected a finite number")
     if stand_in not in ("mean", "medoid"): raise ValueError(f"stand_in {stand_in!r}: expected 'mean' or 'medoid'")
-    if stand_in == "medoid" and (per_layer or rank or rescale != "none"): raise ValueError("a medoid stands in as it came: rank, rescale and per_layer are of means")
+    if stand_in == "medoid" and (per_layer or rank or rescale != "none"):
+        raise ValueError("a medoid stands in as it came: rank, rescale and per_layer are of means")
     method = method or ("svd" if of_each else "median") # a median follows the majority, and so half of the weight
     w = for_each(weights, loras).tolist() if of_each else weights # type: ignore
-    asked = {"n_clusters": n_clusters, "method": method, "clustering": clustering, "side": side, "sqrt_weighted": sqrt_weighted, "kernel": kernel, "rank": rank,
-             "weights": w, "per_layer": per_layer, "rescale": rescale, "stand_in": stand_in, "random_state": random_state, "strength": strength}
+    asked = {"n_clusters": n_clusters, "method": method, "clustering": clustering, "side": side,
+             "sqrt_weighted": sqrt_weighted, "kernel": kernel, "rank": rank, "weights": w, "per_layer": per_layer,
+             "rescale": rescale, "stand_in": stand_in, "random_state": random_state, "strength": strength}
     if mixed_bases: return _each_merged(loras, asked, progress) # type: ignore[return-value]
     check_one_base(loras)
     sim = similarity(loras, kernel, side, sqrt_weighted, progress=progress)
@@ -307,38 +349,45 @@ def cluster_merge(
     made = {"method": method, "rank": rank, "rescale": rescale}
     medoids = [_medoid(sim.joint.numpy(), group, np.asarray(w)[group] if of_each else None) for group in groups]
     summed = of_each and n_clusters == 1 and stand_in == "mean"
-    if stand_in == "medoid": merged = [_as_it_came(loras, group, at, f"medoid_{g}") for g, (group, at) in enumerate(zip(groups, medoids))]
+    if stand_in == "medoid":
+        merged = [_as_it_came(loras, group, at, f"medoid_{g}") for g, (group, at) in enumerate(zip(groups, medoids))]
     elif summed: merged = [merge(loras, w, name="mean_0", **made)] # what was asked for is a sum # type: ignore
     elif per_layer: merged = layer_means(loras, layers, weights=w, **made)
-    else: merged = [mean_lora([loras[i] for i in group], [w[i] for i in group] if of_each else w, name=f"mean_{g}", **made) # type: ignore
-                    for g, group in enumerate(tqdm(groups, desc="means", disable=not progress))]
+    else:
+        merged = [mean_lora([loras[i] for i in group], [w[i] for i in group] if of_each else w, # type: ignore
+                            name=f"mean_{g}", **made)
+                  for g, group in enumerate(tqdm(groups, desc="means", disable=not progress))]
     if of_each and stand_in == "mean": _note_weights(merged, summed)
     if strength != 1: merged = [_times(result, strength) for result in merged]
     if unrelated and not summed: _warn_unrelated(unrelated)
     return ClusterMerge(
         labels=found.labels, layer_labels=layers, means=[m.lora for m in merged], medoids=medoids,
-        merged=merged, similarity=sim, clusters=found, health=kernel_health(sim.joint, n_clusters=len(groups)) if len(loras) > 2 else None,
+        merged=merged, similarity=sim, clusters=found,
+        health=kernel_health(sim.joint, n_clusters=len(groups)) if len(loras) > 2 else None,
         parameters=asked, loras=loras)
 
 def _each_merged(loras, asked, progress):
     "Base → groups and means of its adapters"
     def one(at):
         k, w = asked["n_clusters"], asked["weights"]
-        own = {"n_clusters": k if k == "auto" else min(int(k), len(at)), "weights": [w[i] for i in at] if isinstance(w, list) else w}
+        own = {"n_clusters": k if k == "auto" else min(int(k), len(at)),
+               "weights": [w[i] for i in at] if isinstance(w, list) else w}
         return cluster_merge([loras[i] for i in at], **asked | own, progress=progress)
     return {base: one(at) for base, at in by_base(loras).items()}
 
 def _note_weights(merged, summed):
     "What was done with numbers as weights"
-    told = "the adapters are summed with their weights as they are" if summed else \
-        "the weights are divided by their sum in each group; one group, n_clusters=1, sums the adapters with weights as they are"
+    told = ("the adapters are summed with their weights as they are" if summed else
+            "the weights are divided by their sum in each group; "
+            "one group, n_clusters=1, sums the adapters with weights as they are")
     for result in merged: result.notes.insert(0, told)
 
 def _times(merged, strength):
     "An adapter of so many times the updates"
     made = merged.lora
     updates = {module: replace(u, up=strength * u.up) for module, u in made.items()}
-    return replace(merged, lora=LoRA(updates, made.name, made.path, made.format, made.arch, made.metadata, made.config, made.passthrough))
+    return replace(merged, lora=LoRA(updates, made.name, made.path, made.format, made.arch, made.metadata, made.config,
+                                     made.passthrough))
 
 def _medoid(K, group, weights=None):
     "The member most like the others"
@@ -347,10 +396,12 @@ def _medoid(K, group, weights=None):
 
 def _as_it_came(loras, group, medoid, name):
     "A member in the place of its group, with what is known about it as about a mean"
-    members, at = [LoRA(loras[i].updates, loras[i].name, arch=loras[i].arch) for i in group], group.tolist().index(medoid)
+    members, at = ([LoRA(loras[i].updates, loras[i].name, arch=loras[i].arch) for i in group],
+                   group.tolist().index(medoid))
     made = combine(members, [1 / len(group)] * len(group), lambda cores, weights, rank: cores.M[at], "sum")
     one = loras[medoid]
-    return replace(made, lora=LoRA(one.updates, name, one.path, one.format, one.arch, one.metadata, one.config, one.passthrough))
+    return replace(made, lora=LoRA(one.updates, name, one.path, one.format, one.arch, one.metadata, one.config,
+                                   one.passthrough))
 
 # %% ../nbs/04_cluster_merge.ipynb #986b5fa9
 @checked
@@ -369,8 +420,9 @@ def score_groups(
     jobs = list(dict.fromkeys(zip(result.labels.tolist(), tasks)))
     for g, task in tqdm(sorted(jobs, key=lambda job: job[0]), desc="scores", disable=not progress):
         members = [score(lora, task) for lora, *job in zip(loras, result.labels, tasks) if job == [g, task]]
-        rows.append({"group": g, "task": task, "size": len(members), "base": score(None, task), "members": np.mean(members), "lowest": min(members),
-                     "highest": max(members), "mean": score(result.means[g], task), "all_in_one": score(everything, task)})
+        rows.append({"group": g, "task": task, "size": len(members), "base": score(None, task),
+                     "members": np.mean(members), "lowest": min(members), "highest": max(members),
+                     "mean": score(result.means[g], task), "all_in_one": score(everything, task)})
     return pd.DataFrame(rows).set_index("group")
 
 # %% ../nbs/04_cluster_merge.ipynb #95d39283
