@@ -35,7 +35,8 @@ def check_finite(
     "All numbers of one module are finite; a `ValueError` names who has others"
     for u, lora in zip(updates, loras):
         if u is not None and not (u.up.isfinite().all() and u.down.isfinite().all()):
-            raise ValueError(f"{name} of {lora.name or 'an adapter'} has NaN or infinite numbers; leave that adapter out")
+            raise ValueError(f"{name} of {lora.name or 'an adapter'} has NaN or infinite numbers; "
+                             "leave that adapter out")
 
 def check_shapes(
     name:str, # of the module
@@ -63,7 +64,8 @@ def by_base(
         base[1].update(lora.shapes)
         base[2].append(i)
     names = [next(iter(known), "unknown") for known, _, _ in bases]
-    return {f"{name}-{names[:j].count(name) + 1}" if names.count(name) > 1 else name: at for j, (name, (_, _, at)) in enumerate(zip(names, bases))}
+    return {f"{name}-{names[:j].count(name) + 1}" if names.count(name) > 1 else name: at
+            for j, (name, (_, _, at)) in enumerate(zip(names, bases))}
 
 def check_one_base(
     loras:Sequence[LoRA], # N adapters
@@ -71,11 +73,14 @@ def check_one_base(
     "All adapters are of one base model; a `ValueError` names which are of which"
     bases = by_base(loras)
     if len(bases) < 2: return
-    def files(at): return ", ".join(str(loras[i].path or loras[i].name or f"number {i}") for i in at[:20]) + (f" and {len(at) - 20} more" if len(at) > 20 else "")
+    def files(at):
+        return (", ".join(str(loras[i].path or loras[i].name or f"number {i}") for i in at[:20])
+                + (f" and {len(at) - 20} more" if len(at) > 20 else ""))
     one, other = (loras[at[0]] for at in list(bases.values())[:2])
     odd = next((m for m in one.shapes if other.shapes.get(m, one.shapes[m]) != one.shapes[m]), None)
     shapes = f". Shapes differ, as of {odd}: {one.shapes[odd]} and {other.shapes[odd]}" if odd else ""
-    raise ValueError(f"these adapters are for different base models: {'; '.join(f'{base}: {files(at)}' for base, at in bases.items())}{shapes}. "
+    raise ValueError("these adapters are for different base models: "
+                     f"{'; '.join(f'{base}: {files(at)}' for base, at in bases.items())}{shapes}. "
                      "Take those of one, or mixed_bases=True, which goes on with each base by itself")
 
 @checked
@@ -84,28 +89,33 @@ def compare(
     b:LoRA, # another of the same base model
     kernel:str="projection", # any kernel name of `gram`
     side:str="left", # "left" (outputs), "right" (inputs) or "both"
-    grid:bool=False, # add φ(i, j) = ‖U_a[:, :i]ᵀ U_b[:, :j]‖²_F / min(i, j), a (k, l) tensor a module (Hu et al. 2022, eq. 4)
-    mixed_bases:bool=False, # go on where a and b are for different base models; a module of two shapes has no similarity
+    grid:bool=False, # add φ(i, j) = ‖U_a[:, :i]ᵀ U_b[:, :j]‖²_F / min(i, j), (k, l) a module (Hu et al. 2022, eq. 4)
+    mixed_bases:bool=False, # go on if a and b are for different base models; a module of two shapes has no similarity
 )->pd.DataFrame: # one row a module, of "both" one a side and module; modules of one adapter only have no similarity
     "Two adapters, module by module: ranks, norms, principal angles [rad], similarity and its chance level"
     if not mixed_bases: check_one_base([a, b])
-    if side == "both": return pd.concat({s: compare(a, b, kernel, s, grid, mixed_bases) for s in ("left", "right")}, names=["side"])
+    if side == "both":
+        return pd.concat({s: compare(a, b, kernel, s, grid, mixed_bases) for s in ("left", "right")}, names=["side"])
     if not (a or b): raise ValueError("nothing to compare: both adapters are empty")
     rows = []
     for name in dict.fromkeys([*a, *b]):
         u, v = a.get(name), b.get(name)
         if u is None or v is None:
-            rows.append({"module": name, "only_in": (a if v is None else b).name or ("a" if v is None else "b")}); continue
+            rows.append({"module": name, "only_in": (a if v is None else b).name or ("a" if v is None else "b")})
+            continue
         if mixed_bases and u.weight_shape != v.weight_shape:
-            rows.append({"module": name, "shapes_differ": f"{tuple(u.weight_shape)}, {tuple(v.weight_shape)}"}); continue
+            rows.append({"module": name, "shapes_differ": f"{tuple(u.weight_shape)}, {tuple(v.weight_shape)}"})
+            continue
         check_shapes(name, (u, v), (a, b))
         check_finite(name, (u, v), (a, b))
         X, Y = u.basis(side), v.basis(side)
         (n, k), l = X.shape, Y.shape[1]
-        row = {"module": name, "shape": tuple(u.weight_shape), "rank_a": k, "rank_b": l, "norm_a": float(u.norm()), "norm_b": float(v.norm())}
+        row = {"module": name, "shape": tuple(u.weight_shape), "rank_a": k, "rank_b": l,
+               "norm_a": float(u.norm()), "norm_b": float(v.norm())}
         if k and l:
             theta = principal_angles(X, Y)
-            row |= {"smallest_angle": float(theta[0]), "largest_angle": float(theta[-1]), "similarity": float(gram([X], [Y], kernel=kernel)[0, 0])}
+            row |= {"smallest_angle": float(theta[0]), "largest_angle": float(theta[-1]),
+                    "similarity": float(gram([X], [Y], kernel=kernel)[0, 0])}
             if kernel == "projection": row["chance"] = (k * l) ** 0.5 / n
             if grid: row["phi"] = _phi(X, Y)
         rows.append(row)
@@ -127,13 +137,15 @@ class Similarity:
     kernel: str
     sqrt_weighted: bool # directions weighted by √S
     missing: dict[str, list[str]] # module → adapters without it
-    chance: float|None # what random subspaces of these dimensions and weights have, mean over pairs; None: not known for this kernel
+    chance: float|None # of random subspaces of such sizes and weights, mean over pairs; None: not known for this kernel
     sides: dict[str, Tensor] # "left", "right", as far as they were compared → joint matrix (N, N) of that side alone
-    witnesses: tuple[Tensor, Tensor, Tensor, Tensor]|None = None # √S-weighted kernel of outputs, of inputs, cosine of whole updates, alignment of modules: (N, N) each, over shared modules
+    # over shared modules: √S-weighted kernel of outputs, of inputs, cosine of whole updates, alignment of modules
+    witnesses: tuple[Tensor, Tensor, Tensor, Tensor]|None = None # kernels of outputs, inputs, cosine, alignment (N, N)
 
     def __repr__(self):
         weighted = "weighted" if self.sqrt_weighted else "not weighted"
-        return f"Similarity: {len(self.names)} adapters, {len(self.modules)} modules, {self.kernel} kernel, side {self.side}, {weighted}"
+        return (f"Similarity: {len(self.names)} adapters, {len(self.modules)} modules, "
+                f"{self.kernel} kernel, side {self.side}, {weighted}")
 
 def _normalized(K, by=None):
     "K / √(diagonal diagonalᵀ), the diagonal K's own or that of `by`; zero rows stay zero"
@@ -148,7 +160,8 @@ def _columns(svds, side):
 _TILE = 1 << 24 # products held at once
 
 def _products(svds):
-    "Weighted kernels of outputs and of inputs and cosines in one module: (3, N, N); absent and zero updates give zero rows"
+    ("Weighted kernels of outputs and of inputs and cosines in one module: (3, N, N); "
+     "absent and zero updates give zero rows")
     out, here = torch.zeros(3, len(svds), len(svds), dtype=torch.float64), _present(svds)
     if not here: return out
     X, Y = (_columns([svds[i] for i in here], side) for side in ("left", "right"))
@@ -156,7 +169,8 @@ def _products(svds):
     step = max(1, _TILE // (N * k * k))
     for i in range(0, N, step): # pairs a ≤ b
         G, H = (Z[i:i+step].mT.flatten(0, 1) @ Z[i:].permute(1, 0, 2).flatten(1) for Z in (X, Y))
-        P[:, i:i+step, i:] = torch.stack([(A * B).view(-1, k, N - i, k).sum((1, 3)) for A, B in ((G, G), (H, H), (G, H))]).double().cpu()
+        P[:, i:i+step, i:] = torch.stack([(A * B).view(-1, k, N - i, k).sum((1, 3))
+                                          for A, B in ((G, G), (H, H), (G, H))]).double().cpu()
         P[:, i:, i:i+step] = P[:, i:i+step, i:].mT.clone()
     at = torch.tensor(here)
     out[:, at[:, None], at] = P
@@ -171,7 +185,8 @@ def _module_grams(svds, sides, kernel, sqrt_weighted):
     S, at = [svds[i].S for i in here], torch.tensor(here)
     for K_side, side in zip(K, sides):
         points = [svds[i].basis(side) for i in here]
-        K_side[at[:, None], at] = (gram(points, weights=S) if sqrt_weighted else gram(points, kernel=kernel)).double().cpu()
+        K_side[at[:, None], at] = (
+            gram(points, weights=S) if sqrt_weighted else gram(points, kernel=kernel)).double().cpu()
     return torch.stack([_normalized(K_side) for K_side in K])
 
 def _chance(svds, sides, sqrt_weighted):
@@ -212,9 +227,11 @@ class ModuleGrams(Mapping):
 KEPT = 1 << 26 # numbers
 
 def _witnesses(products, norms):
-    "Kernels of outputs and inputs, cosines of whole updates and alignment, over shared modules: sums of products, and of the squared norms where both have the module"
+    ("Kernels of outputs and inputs, cosines of whole updates and alignment, over shared modules: "
+     "sums of products, and of the squared norms where both have the module")
     (left, right, inner, cosine, most), (both, energy) = products, norms
-    return (left / both.clamp_min(1e-300), right / both.clamp_min(1e-300), inner / (energy * energy.mT).sqrt().clamp_min(1e-300), cosine / most.clamp_min(1e-300))
+    return (left / both.clamp_min(1e-300), right / both.clamp_min(1e-300),
+            inner / (energy * energy.mT).sqrt().clamp_min(1e-300), cosine / most.clamp_min(1e-300))
 
 def _off_diagonal(K): return float((K.sum() - K.diagonal().sum()) / (len(K) * (len(K) - 1)))
 
@@ -225,7 +242,7 @@ def similarity(
     loras:Sequence[LoRA], # N adapters of one base model
     kernel:str="projection", # any kernel name of `gram`
     side:str="left", # "left" (outputs), "right" (inputs) or "both" (their mean)
-    sqrt_weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights, which is "projection"
+    sqrt_weighted:bool|None=None, # weight directions by √S; default: where the kernel knows weights ("projection")
     modules:Mapping[str, float]|None=None, # module → weight; default: all modules, weight 1
     across_layers:bool=False, # one matrix over all pairs of an adapter and a module, instead of one a module
     progress:bool=False, # show a progress bar
@@ -234,7 +251,8 @@ def similarity(
     loras, sides = list(loras), sides_of(side)
     if kernel not in KERNELS: raise ValueError(f"kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}")
     sqrt_weighted = kernel == "projection" if sqrt_weighted is None else sqrt_weighted
-    if sqrt_weighted and kernel != "projection": raise ValueError(f"kernel {kernel!r} is of subspaces and knows no weights: pass sqrt_weighted=False")
+    if sqrt_weighted and kernel != "projection":
+        raise ValueError(f"kernel {kernel!r} is of subspaces and knows no weights: pass sqrt_weighted=False")
     names = [n for n in dict.fromkeys(itertools.chain.from_iterable(loras)) if modules is None or n in modules]
     if not names: raise ValueError("no module to compare: the adapters are empty, or `modules` names none of theirs")
     if across_layers: return _across_layers(loras, names, kernel, sides, sqrt_weighted)
@@ -251,14 +269,15 @@ def similarity(
         norm = torch.tensor([0.0 if svd is None else float(svd.S.norm()) for svd in svds], dtype=torch.float64)
         here = (norm > 0).double()
         both, (left, right, cos) = torch.outer(here, here), products
-        whole += weight * torch.stack([left, right, cos * torch.outer(norm, norm), cos, both * torch.as_tensor(cosine_scale(left.numpy(), right.numpy()))])
+        whole += weight * torch.stack([left, right, cos * torch.outer(norm, norm), cos,
+                                       both * torch.as_tensor(cosine_scale(left.numpy(), right.numpy()))])
         shared += weight * torch.stack([both, torch.outer(norm.square(), here)])
         if lacking := [lora.name for lora, svd in zip(loras, svds) if svd is None]: missing[name] = lacking
     together = total.mean(0)
     known = _off_diagonal(_normalized(chance, together)) if kernel == "projection" and N > 1 else None
     of_sides = {s: _normalized(K) for s, K in zip(sides, total)}
-    return Similarity(_normalized(together), grams, [lora.name for lora in loras], side, kernel, sqrt_weighted, missing, known,
-                      of_sides, _witnesses(whole, shared))
+    return Similarity(_normalized(together), grams, [lora.name for lora in loras], side, kernel, sqrt_weighted,
+                      missing, known, of_sides, _witnesses(whole, shared))
 
 def _across_layers(loras, names, kernel, sides, sqrt_weighted):
     "One kernel matrix over all (adapter, module) pairs"
@@ -266,8 +285,8 @@ def _across_layers(loras, names, kernel, sides, sqrt_weighted):
     for side in sides:
         widths = {u.up.shape[0] if side == "left" else u.down.shape[1] for u in points.values()}
         if len(widths) > 1:
-            raise ValueError(f"modules of different width on the {side} side ({', '.join(map(str, sorted(widths)))}) lie in different spaces; "
-                             "name some of equal width in `modules`")
+            raise ValueError(f"modules of different width on the {side} side ({', '.join(map(str, sorted(widths)))}) "
+                             "lie in different spaces; name some of equal width in `modules`")
     svds, side = [u.svd() for u in points.values()], "both" if len(sides) > 1 else sides[0]
     K = _module_grams(svds, sides, kernel, sqrt_weighted)
     known = _off_diagonal(_chance(svds, sides, sqrt_weighted)) if kernel == "projection" and len(points) > 1 else None
@@ -278,7 +297,7 @@ def _across_layers(loras, names, kernel, sides, sqrt_weighted):
 def subspaces(
     loras:Sequence[LoRA], # N adapters
     side:str="left", # "left" (outputs), "right" (inputs) or "both"
-)->list[Tensor]: # (N, n, k) for each module that all adapters have (twice for "both"), zero columns filling up the smaller ones
+)->list[Tensor]: # (N, n, k) for each module that all have (twice for "both"), zero columns filling up the smaller ones
     "The subspaces of adapters, as a point each on a product of Grassmannians"
     if not loras: raise ValueError("no adapters: pass at least one")
     out, sides = [], sides_of(side)
@@ -286,5 +305,6 @@ def subspaces(
         bases = [lora[name].basis(s) for lora in loras]
         k = max(b.shape[1] for b in bases)
         out.append(torch.stack([torch.nn.functional.pad(b, (0, k - b.shape[1])) for b in bases]))
-    if not out: raise ValueError("no module is in all adapters: method 'grassmann_kmeans' needs one; take another method")
+    if not out:
+        raise ValueError("no module is in all adapters: method 'grassmann_kmeans' needs one; take another method")
     return out
