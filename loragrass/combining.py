@@ -26,30 +26,37 @@ from .karcher import NonUniqueMeanWarning
 from .lora_io import LoRA
 
 # %% ../nbs/04c_combining.ipynb #6ecdea06
-_ADVICE = "Group adapters of one task, let the medoid stand in (stand_in='medoid'), or empty their .passthrough to average the updates alone"
+_ADVICE = ("Group adapters of one task, let the medoid stand in (stand_in='medoid'), "
+           "or empty their .passthrough to average the updates alone")
 
 def _check_heads(key, loras):
     "Refuse a mean of heads where PEFT needs one and there is none"
     lacking = [lora for lora in loras if key not in lora.passthrough]
     if lacking:
         having = next(lora for lora in loras if key in lora.passthrough)
-        raise ValueError(f"{key} is in {having.name or 'an adapter'}; {lacking[0].name or 'another'} has the base model's, which is not known here. {_ADVICE}")
+        raise ValueError(f"{key} is in {having.name or 'an adapter'}; "
+                         f"{lacking[0].name or 'another'} has the base model's, which is not known here. {_ADVICE}")
     shapes = {tuple(lora.passthrough[key].shape): lora for lora in loras}
     if len(shapes) > 1:
         (s, a), (t, b) = list(shapes.items())[:2]
-        raise ValueError(f"{key}: shapes differ: {a.name or 'an adapter'} {s}, {b.name or 'another'} {t}; heads of other classes have no mean. {_ADVICE}")
+        raise ValueError(f"{key}: shapes differ: {a.name or 'an adapter'} {s}, {b.name or 'another'} {t}; "
+                         f"heads of other classes have no mean. {_ADVICE}")
     tokens = {str((lora.config or {}).get("trainable_token_indices")) for lora in loras}
-    if "trainable_tokens" in key and len(tokens) > 1: raise ValueError(f"{key}: other tokens were trained, {' and '.join(sorted(tokens))}. {_ADVICE}")
+    if "trainable_tokens" in key and len(tokens) > 1:
+        raise ValueError(f"{key}: other tokens were trained, {' and '.join(sorted(tokens))}. {_ADVICE}")
 
 def _averaged(key, loras, weights):
     "The mean of tensors that take the place of the base model's; `None` where there is none"
     if key.startswith("base_model."): _check_heads(key, loras)
     tensors = [lora.passthrough.get(key) for lora in loras]
     if any(t is None or t.shape != tensors[0].shape for t in tensors): return None
-    if weights.sum() < weights.abs().sum() / 4: # divided by their sum, they would multiply what one head has against another
-        raise ValueError(f"weights {weights.tolist()}: {key} takes the place of what the base model has, and has no mean "
-                         "where weights nearly cancel; leave it out of the adapters (passthrough), or take other weights")
-    if not tensors[0].is_floating_point(): return tensors[0] if all(torch.equal(t, tensors[0]) for t in tensors) else None
+    # divided by their sum, they would multiply what one head has against another
+    if weights.sum() < weights.abs().sum() / 4:
+        raise ValueError(f"weights {weights.tolist()}: {key} takes the place of what the base model has, "
+                         "and has no mean where weights nearly cancel; "
+                         "leave it out of the adapters (passthrough), or take other weights")
+    if not tensors[0].is_floating_point():
+        return tensors[0] if all(torch.equal(t, tensors[0]) for t in tensors) else None
     blocks = zip(*(t.reshape(-1).split(1 << 22) for t in tensors)) # heads of gigabytes are not held in float64
     means = [sum(w * b.double() for w, b in zip(weights, block)) / weights.sum() for block in blocks]
     return torch.cat([mean.float() for mean in means]).reshape(tensors[0].shape)
@@ -79,7 +86,9 @@ def average_beside(
         elif _DIFFERENCE.fullmatch(key): made[key] = _added(key, members, weights)
         else: made[key] = _averaged(key, members, weights) if parsed is None or parsed[1] == "full difference" else None
     tensors, left = {key: t for key, t in made.items() if t is not None}, [key for key, t in made.items() if t is None]
-    if tensors and len(members) > 1: notes.append(f"{len(tensors)} tensors beside the updates are averaged, with the same weights, first {next(iter(tensors))}")
+    if tensors and len(members) > 1:
+        notes.append(f"{len(tensors)} tensors beside the updates are averaged, with the same weights, "
+                     f"first {next(iter(tensors))}")
     if left: notes.append(f"left out: {len(left)} tensors beside the updates, which have no mean, first {left[0]}")
     return tensors, notes
 
@@ -92,7 +101,7 @@ class Merged:
     energy: float # share of Σ wᵢ‖ΔWᵢ‖² inside the result's subspaces
     cosine: float # mean cosine between members; near 0 they have nothing in common, and the mean is short; NaN for one
     per_module: pd.DataFrame # module → shape, rank, weights, rel_error, energy, cosine
-    members: pd.DataFrame # one row an adapter: name, norm of its update, mean cosine with the others, cosine with the result
+    members: pd.DataFrame # a row an adapter: name, norm of update, mean cosine with the others, cosine with the result
     notes: list[str] # what was skipped, averaged beside the updates, missing or not unique
 
     @property
@@ -140,7 +149,8 @@ def _members(loras, inner, along, result):
     cosines = inner / unit / unit[:, None]
     others = (cosines.sum(1) - cosines.diagonal()) / max(1, int((norms > 0).sum()) - 1)
     size = max(result ** 0.5, 1e-300)
-    return pd.DataFrame({"name": [lora.name for lora in loras], "norm": norms, "cosine": others, "with_result": along / unit / size})
+    return pd.DataFrame({"name": [lora.name for lora in loras], "norm": norms, "cosine": others,
+                         "with_result": along / unit / size})
 
 def _rescaled(part, w):
     "The result as long as its members are in the weighted mean"
@@ -157,11 +167,13 @@ def for_each(
     "A number for each adapter"
     names = [lora.name for lora in loras]
     if isinstance(values, Mapping): values = _by_name(values, names, what)
-    elif isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0: values = [values] * len(names) # type: ignore
+    elif isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        values = [values] * len(names) # type: ignore
     try: numbers = torch.tensor([float(v) for v in values], dtype=torch.float64) # type: ignore
     except (TypeError, ValueError): raise ValueError(f"{what} {values!r}: expected a number for each adapter") from None
     if len(numbers) != len(names):
-        raise ValueError(f"{len(numbers)} {what} for {len(names)} adapters; they are, in this order: {', '.join(names)}")
+        raise ValueError(f"{len(numbers)} {what} for {len(names)} adapters; they are, in this order: "
+                         f"{', '.join(names)}")
     if not numbers.isfinite().all(): raise ValueError(f"{what} {numbers.tolist()}: expected finite numbers")
     return numbers
 
@@ -170,7 +182,8 @@ def _by_name(values, names, what):
         raise ValueError(f"{what} of {', '.join(unknown)}: no adapter has that name; they are {', '.join(names)}")
     if lacking := [name for name in names if name not in values]:
         raise ValueError(f"{what}: none for {', '.join(lacking)}; give each adapter its own")
-    if len(set(names)) < len(names): raise ValueError(f"{what} by name, and adapters share one: {', '.join(names)}; give them in a list")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what} by name, and adapters share one: {', '.join(names)}; give them in a list")
     return [values[name] for name in names]
 
 def weights_for(
@@ -274,8 +287,9 @@ def each_cores(
 @checked
 def combine(
     loras:Sequence[LoRA], # N adapters of one base model
-    weights:Sequence[float]|Mapping[str, float]|float|str, # (N,), by name or one for all, as given; one of weight 0 is not there. "agreement": of sum 1, by mean cosine with the others, per module
-    rule:Callable|None=None, # as `by_rule` has it, (cores, weights, rank) → core matrix (p, q); default: the weighted sum
+    # numbers are taken as given; "agreement": of sum 1, by mean cosine with the others, per module
+    weights:Sequence[float]|Mapping[str, float]|float|str, # (N,), by name, one for all or "agreement"; 0: not there
+    rule:Callable|None=None, # as `by_rule` has it, (cores, weights, rank) → core matrix (p, q); default: weighted sum
     rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
     name:str="merged", # of the adapter made
@@ -292,9 +306,11 @@ def combine(
     counts = [True] * len(loras) if isinstance(given, str) else [bool(w) for w in given]
     modules = list(dict.fromkeys(itertools.chain.from_iterable(loras)))
     if only is not None and (odd := [m for m in modules if len(only.get(m, ())) != len(loras)]):
-        raise ValueError(f"only: {odd[0]} has {len(only[odd[0]]) if odd[0] in only else 'no'} entries; expected {len(loras)} for each module, one an adapter")
+        raise ValueError(f"only: {odd[0]} has {len(only[odd[0]]) if odd[0] in only else 'no'} entries; "
+                         f"expected {len(loras)} for each module, one an adapter")
     updates, rows, squares, shares, doubtful, notes = {}, {}, {}, {}, [], []
-    inner, along = torch.zeros(len(loras), len(loras), dtype=torch.float64), torch.zeros(len(loras), dtype=torch.float64)
+    inner, along = (torch.zeros(len(loras), len(loras), dtype=torch.float64),
+                    torch.zeros(len(loras), dtype=torch.float64))
     result = 0.0 # its squared norm
     jobs = _jobs(loras, counts, rank, only, "has no weight" if isinstance(given, str) else "counts as zero", notes)
     results = (one for batch in _batches(jobs, batch_bytes) for one in _results(batch, given, rule, only))
@@ -309,18 +325,24 @@ def combine(
         inner[at[:, None], at] += part.inner.cpu()
         along[at] += part.along.cpu()
         result += _size(part)
-        told = {"shape": tuple(first.weight_shape), "rank": part.up.shape[1], "weights": [round(x, 3) for x in w.tolist()]}
+        told = {"shape": tuple(first.weight_shape), "rank": part.up.shape[1],
+                "weights": [round(x, 3) for x in w.tolist()]}
         rows[module] = told | squares[module].figures()
     updates, rows, squares, shares = ({m: d[m] for m in modules if m in d} for d in (updates, rows, squares, shares))
     total = _Squares(*map(sum, zip(*squares.values()))) if squares else _Squares(*[0.0] * 8)
     everyone = [lora for lora, c in zip(loras, counts) if c]
-    if total.lost > 0.1: notes.append(f"the cut of the rank loses {total.lost:.0%} of the squared norm; a larger rank keeps more, method 'cat' all of the mean")
+    if total.lost > 0.1:
+        notes.append(f"the cut of the rank loses {total.lost:.0%} of the squared norm; "
+                     "a larger rank keeps more, method 'cat' all of the mean")
     beside, told = average_beside(loras, shares) if shares else ({}, [])
     notes += told
     if doubtful:
         first = next(m for m in modules if m in doubtful)
-        notes.append(f"the Karcher mean may be one of several at {len(doubtful)} of {len(updates)} modules, {first} the first: see NonUniqueMeanWarning")
+        notes.append(f"the Karcher mean may be one of several at {len(doubtful)} of {len(updates)} modules, "
+                     f"{first} the first: see NonUniqueMeanWarning")
     first = next((lora for lora in everyone if lora.passthrough), everyone[0]) # whose config speaks of it
-    lora = LoRA(updates, name=name, format=first.format, arch=first.arch, metadata=first.metadata, config=first.config, passthrough=beside)
-    return Merged(lora, **total.figures(), per_module=pd.DataFrame.from_dict(rows, orient="index").rename_axis("module"),
+    lora = LoRA(updates, name=name, format=first.format, arch=first.arch, metadata=first.metadata, config=first.config,
+                passthrough=beside)
+    return Merged(lora, **total.figures(),
+                  per_module=pd.DataFrame.from_dict(rows, orient="index").rename_axis("module"),
                   members=_members(loras, inner, along, result).loc[counts], notes=notes)
