@@ -62,7 +62,8 @@ def positive(
 )->Tensor: # the same; ValueError where one is negative
     "Weights of points"
     if (weights < 0).any():
-        raise ValueError(f"weights {[round(w, 3) for w in weights.tolist()]}: this rule is of points and needs weights ≥ 0; "
+        raise ValueError(f"weights {[round(w, 3) for w in weights.tolist()]}: "
+                         "this rule is of points and needs weights ≥ 0; "
                          "for negative ones take 'svd', 'cat', 'ties', 'tsv' or 'iso'")
     return weights
 
@@ -177,7 +178,8 @@ def _polar_quotient(cores, weights, rank, tol=1e-10, max_iter=500):
     U, S, V, w = U[live, :, :k], S[live, :k], Vh.mT[live, :, :k], positive(weights)[live]
     w = (w / w.sum())[:, None, None]
     polar = lambda X: (lambda P, _, Qh: P @ Qh)(*torch.linalg.svd(X, full_matrices=False))
-    X, Y = polar(common_directions(w.sqrt() * torch.cat([U, V], 1), k).reshape(2, -1, k)) # near the extrinsic mean of both
+    # near the extrinsic mean of both
+    X, Y = polar(common_directions(w.sqrt() * torch.cat([U, V], 1), k).reshape(2, -1, k))
     Q = torch.eye(k).to(U)
     for _ in range(max_iter):
         Q, before = polar(U.mT @ X + V.mT @ Y), Q
@@ -189,7 +191,8 @@ def _polar_quotient(cores, weights, rank, tol=1e-10, max_iter=500):
 def _karcher_median(points, w, k): return karcher_median(points, w, k=k, max_iter=20).median
 
 RULES |= {
-    "karcher_median": Rule(_subspace_mean(_karcher_median), "Fletcher, Venkatasubramanian & Joshi 2009, on Gr × Gr, least-squares core"),
+    "karcher_median": Rule(_subspace_mean(_karcher_median),
+                           "Fletcher, Venkatasubramanian & Joshi 2009, on Gr × Gr, least-squares core"),
     "polar": Rule(_polar_quotient, "da Silva et al. 2026 (GeoMerge), from its abstract: U, P, V modulo O(r)"),
     "procrustes": Rule(_procrustes, "Gower 1975, on balanced factors"),
     "sphere": Rule(_sphere, "mergekit `karcher`: unit sphere of all matrices"),
@@ -295,13 +298,15 @@ def raw_factors(
 )->list[tuple[Tensor, Tensor]]: # (B (m, r), A (r, n)) of those that are there
     "Factors as they came, with the scale shared by both"
     halves = [abs(u.scale) ** 0.5 for u in updates if u is not None]
-    return [(u.up.double() * (h if u.scale > 0 else -h), u.down.double() * h) for u, h in zip((u for u in updates if u is not None), halves)]
+    return [(u.up.double() * (h if u.scale > 0 else -h), u.down.double() * h)
+            for u, h in zip((u for u in updates if u is not None), halves)]
 
 def _pico(cores, weights, rank):
     B = [b for b, _ in raw_factors(cores.updates)]
     U, S, _ = torch.linalg.svd(cores.left.mT @ torch.cat(B, 1), full_matrices=False)
     alpha = 1 / (1 + (len(B) - 1) * S.square() / S.square().sum().clamp_min(1e-300))
     M, norm = U * alpha @ (U.mT @ cores.sum(weights)), weights.abs() @ cores.M.flatten(1).norm(dim=1)
-    return M * (norm / M.norm()) if M.norm() > 1e-12 * norm else torch.zeros_like(M) # what cancels has no direction to restore
+    # what cancels has no direction to restore
+    return M * (norm / M.norm()) if M.norm() > 1e-12 * norm else torch.zeros_like(M)
 
 RULES |= {"pico": Rule(_pico, "Tang & Yang 2026, then the sum", raw=True)}
