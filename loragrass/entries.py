@@ -26,7 +26,8 @@ def _coordinates(cores, coordinates):
         S2, E = torch.linalg.eigh(X @ X.mT)
         E = E[:, S2 > 1e-10 * S2[-1]].flip(1)
         return cores.left @ E, (E.mT @ cores.M) @ cores.right.mT, None
-    if coordinates != "core": raise ValueError(f"coordinates {coordinates!r}: expected 'left' (KnOTS) or 'core' (Core-TIES)")
+    if coordinates != "core":
+        raise ValueError(f"coordinates {coordinates!r}: expected 'left' (KnOTS) or 'core' (Core-TIES)")
     U, S, Vh = cores.svds()
     E, F = (common_directions(X * S.sqrt()[:, None]) for X in (U, Vh.mT))
     return cores.left @ E, E.mT @ cores.M @ F, cores.right @ F
@@ -264,7 +265,9 @@ def _robust(cores, weights, rank,
     density=0.2, # share of the entries of each factor that are kept
 ):
     B, A = zip(*raw_factors(cores.updates))
-    if len({b.shape for b in B}) > 1: raise ValueError(f"ranks {[b.shape[1] for b in B]}: RobustMerge adds factors and needs equal ranks; resize the adapters, or take another rule")
+    if len({b.shape for b in B}) > 1:
+        raise ValueError(f"ranks {[b.shape[1] for b in B]}: RobustMerge adds factors and needs equal ranks; "
+                         "resize the adapters, or take another rule")
     A, B, density = torch.stack(A), torch.stack(B), _own(density, cores)
     if isinstance(density, Tensor): density = density[[u is not None for u in cores.updates]]
     trimmed = _kept(A, density)
@@ -278,7 +281,8 @@ def _lego(cores, weights, rank, rng=None):
     units = torch.cat([torch.cat([b.mT, a], 1) for b, a in factors]) # (K, m + n)
     w = positive(weights)[here].repeat_interleave(torch.tensor([b.shape[1] for b, _ in factors])).cpu()
     k, m = min(rank, len(units)), cores.left.shape[0]
-    found = KMeans(k, n_init=10, random_state=rng.initial_seed() if rng else 0).fit(units.cpu().numpy(), sample_weight=w.numpy()) # type: ignore[arg-type]
+    found = KMeans(k, n_init=10, random_state=rng.initial_seed() if rng else 0).fit( # type: ignore[arg-type]
+        units.cpu().numpy(), sample_weight=w.numpy())
     share = torch.nn.functional.one_hot(torch.as_tensor(found.labels_).long(), k).to(w) * w[:, None]
     share = share[:, share.any(0)] # of copies there are fewer clusters than were asked for
     share, k = (share / share.sum(0)).to(units), share.shape[1] # (K, k): columns of sum 1
