@@ -28,15 +28,16 @@ def _generator(random_state, module):
 @checked
 def merge(
     loras:Sequence[LoRA], # N adapters of one base model
-    weights:Sequence[float]|Mapping[str, float]|float|str, # (N,), by name or one for all, as given; "agreement": of sum 1, by mean cosine with the others, per module
+    # numbers are taken as given; "agreement": of sum 1, by mean cosine with the others, per module
+    weights:Sequence[float]|Mapping[str, float]|float|str, # (N,), by name or one for all, as given, or "agreement"
     method:str="svd", # a row of `RULES`
-    rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut (rank Σr at most)
+    rank:int|str|None=None, # of the result; default: the inputs' largest, module by module; "sum": not cut (rank ≤ Σr)
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
     name:str="merged", # of the adapter made
     random_state:int=0, # of rules that draw: "dare", "della" and their like, "lego"
     progress:bool=False, # show a progress bar
     only:Mapping[str, Sequence[bool]]|None=None, # module → which of the adapters take part there (N,); default: all
-    **options, # of the rule: density (one number, or one for each adapter as weights are), coordinates, …; the table of all rules has them
+    **options, # of the rule: density (a number, or one an adapter, as weights), coordinates, …; see the rules' table
 )->Merged:
     "Many adapters in one, weights as given"
     if not len(loras): raise ValueError("nothing to merge: pass at least one adapter")
@@ -53,7 +54,8 @@ def merge(
         options["least"] = least_of_all(each_cores(loras, weights, only), densities, options.get("coordinates", "left"))
     def made(cores, weights, rank):
         if rule.most and len(weights) > rule.most:
-            raise ValueError(f"{cores.module}: method {method!r} takes {rule.most} adapters, and {len(weights)} take part; "
+            raise ValueError(f"{cores.module}: method {method!r} takes {rule.most} adapters, "
+                             f"and {len(weights)} take part; "
                              "for more take 'sphere' or another, or give the others weight 0")
         drawn = {"rng": _generator(random_state, cores.module)} if "rng" in takes else {}
         return rule.combine(cores, weights, rank, **options, **drawn)
@@ -87,7 +89,7 @@ def _checked_options(method, options, loras):
 @checked
 def mean_lora(
     loras:Sequence[LoRA], # N adapters of one base model
-    weights:Sequence[float]|Mapping[str, float]|float|str|None=None, # (N,), by name or one for all, divided by their sum; default uniform; "agreement": by mean cosine with the others, per module
+    weights:Sequence[float]|Mapping[str, float]|float|str|None=None, # as `merge` has them, of sum 1; default uniform
     method:str="svd", # a row of `RULES`, with its own defaults; `cluster_merge` takes "median"
     rank:int|str|None=None, # of the result; default: the largest of the inputs', module by module; "sum": not cut
     rescale:str="none", # "norm": to the weighted mean of the members' norms, per module
@@ -100,7 +102,8 @@ def mean_lora(
     if not isinstance(weights, str):
         w = for_each(1.0 if weights is None else weights, loras)
         if w.sum().abs() < 1e-12:
-            raise ValueError(f"weights {w.tolist()} do not sum to a number other than 0; `merge` sums adapters with weights as given")
+            raise ValueError(f"weights {w.tolist()} do not sum to a number other than 0; "
+                             "`merge` sums adapters with weights as given")
         weights = (w / w.sum()).tolist()
     merged = merge(loras, weights, method, rank, rescale, name, progress=progress, only=only)
     if only is None and merged.spread > SPREAD: merged.notes.append(_astray(merged))
@@ -110,16 +113,18 @@ SPREAD = 2.5 # of the members' norms, from which on a mean was seen to suffer; s
 
 def _astray(merged):
     norms = merged.members.set_index("name")["norm"]
-    return (f"the norms of the members differ {merged.spread:.1f} times ({norms.idxmax()} {norms.max():.3g}, {norms.idxmin()} {norms.min():.3g}): a mean may keep less "
-            "than the medoid does, which stand_in='medoid' takes; or leave out what is too long")
+    return (f"the norms of the members differ {merged.spread:.1f} times "
+            f"({norms.idxmax()} {norms.max():.3g}, {norms.idxmin()} {norms.min():.3g}): "
+            "a mean may keep less than the medoid does, which stand_in='medoid' takes; or leave out what is too long")
 
 @checked
 def layer_means(
     loras:Sequence[LoRA], # N adapters
-    layer_labels:pd.DataFrame, # module × adapter, aligned across modules; −1: left out. `cluster_merge(...).layer_labels`
+    layer_labels:pd.DataFrame, # module × adapter, aligned across modules; −1: left out. `cluster_merge(…).layer_labels`
     **options, # of `mean_lora`: weights, method, rank, rescale
 )->list[Merged]: # one a label; a label that a module does not have leaves it out
     "One mean a cluster where each module has labels of its own"
     rows = dict(zip(layer_labels.index, layer_labels.to_numpy()))
     n = int(layer_labels.to_numpy().max()) + 1
-    return [mean_lora(loras, only={m: row == j for m, row in rows.items()}, name=f"mean_{j}", **options) for j in range(n)]
+    return [mean_lora(loras, only={m: row == j for m, row in rows.items()}, name=f"mean_{j}", **options)
+            for j in range(n)]
