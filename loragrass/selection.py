@@ -35,7 +35,9 @@ class Combinations:
     complete: bool # the strategy came to its end before the budget did
 
     @checked
-    def lora(self, i:int=0)->LoRA: "The i-th best as an adapter"; return _assemble(self.means, self.modules, self.choices[i])
+    def lora(self, i:int=0)->LoRA:
+        "The i-th best as an adapter"
+        return _assemble(self.means, self.modules, self.choices[i])
 
     @checked
     def top(self, p:int=5)->pd.DataFrame: # one row a combination
@@ -43,14 +45,18 @@ class Combinations:
         return pd.DataFrame(self.choices[:p], columns=self.modules).assign(score=self.scores[:p])
 
     def __repr__(self):
-        return f"Combinations: {len(self.scores)} of {len(self.means)}^{len(self.modules)} scored{'' if self.complete else ', not to the end'}, the best {self.scores[0]:.4g}; .lora() is it, .top() the first few"
+        return (f"Combinations: {len(self.scores)} of {len(self.means)}^{len(self.modules)} scored"
+                f"{'' if self.complete else ', not to the end'}, the best {self.scores[0]:.4g}; "
+                ".lora() is it, .top() the first few")
 
 def _assemble(means, modules, choice):
-    "The adapter of one combination; a mean that lacks a module leaves it out, heads are averaged by how many modules are from each"
+    ("The adapter of one combination; "
+     "a mean that lacks a module leaves it out, heads are averaged by how many modules are from each")
     first = next((mean for mean in means if mean.passthrough), means[0])
     updates = {m: means[c][m] for m, c in zip(modules, choice) if m in means[c]}
     beside, _ = average_beside(means, {m: torch.eye(len(means))[c] for m, c in zip(modules, choice)})
-    return LoRA(updates, name="-".join(map(str, choice)), format=first.format, arch=first.arch, metadata=first.metadata, config=first.config, passthrough=beside)
+    return LoRA(updates, name="-".join(map(str, choice)), format=first.format, arch=first.arch, metadata=first.metadata,
+                config=first.config, passthrough=beside)
 
 # %% ../nbs/04g_selection.ipynb #de33f825
 def _climb(score, beam, k, width):
@@ -81,7 +87,8 @@ def _likeness(means, originals, modules):
     K = torch.stack([sim.modules[m] for m in modules])
     table, own, total = K[:, :k, k:], K.diagonal(dim1=1, dim2=2)[:, :k], K.diagonal(dim1=1, dim2=2)[:, k:].sum(0)
     rows = torch.arange(len(modules))
-    return lambda choice: float((table[rows, choice].sum(0) / (own[rows, choice].sum() * total).clamp_min(1e-300).sqrt()).max())
+    return lambda choice: float((table[rows, choice].sum(0)
+                                 / (own[rows, choice].sum() * total).clamp_min(1e-300).sqrt()).max())
 
 # %% ../nbs/04g_selection.ipynb #c501f7dc
 def _digest(loras):
@@ -100,29 +107,38 @@ def _told(score):
 
 def _fingerprint(means, modules, score, strategy):
     "First line of a state file: what the scores are scores of"
-    return json.dumps({"modules": modules, "means": len(means), "sha256": _digest(means), "score": _told(score), "strategy": strategy})
+    return json.dumps({"modules": modules, "means": len(means), "sha256": _digest(means), "score": _told(score),
+                       "strategy": strategy})
 
 def _is_score(line, k, M):
     "A combination of M of k means, and a finite number"
     return (isinstance(line, list) and len(line) == 2 and isinstance(line[0], list) and len(line[0]) == M
-            and all(type(c) is int and 0 <= c < k for c in line[0]) and type(line[1]) in (int, float) and abs(line[1]) <= sys.float_info.max)
+            and all(type(c) is int and 0 <= c < k for c in line[0]) and type(line[1]) in (int, float)
+            and abs(line[1]) <= sys.float_info.max)
 
 def _resume(path, header, k, M):
     "Scores in a state file, each checked; a last line that was cut off is removed"
     if not path.parent.is_dir(): raise ValueError(f"state {path}: there is no folder {path.parent}; make it first")
-    if path.exists() and not path.is_file(): raise ValueError(f"state {path} is a folder, a pipe or a device; expected a file, or a name for a new one")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"state {path} is a folder, a pipe or a device; expected a file, or a name for a new one")
     if not path.exists() or not path.stat().st_size: path.write_text(header + "\n"); return {}
     *lines, torn = path.read_text(errors="replace").split("\n")
-    if not lines or lines[0] != header: raise ValueError(f"{path} is not the state of this search: its first line is {(lines or [torn])[0][:80]!r}; name another file, or search with the same means, score and strategy")
+    if not lines or lines[0] != header:
+        raise ValueError(f"{path} is not the state of this search: its first line is {(lines or [torn])[0][:80]!r}; "
+                         "name another file, or search with the same means, score and strategy")
     scores = {}
     for i, line in enumerate(lines[1:], 2):
         try: read = json.loads(line)
         except (ValueError, RecursionError): read = None
         what = f"{path}, line {i}: {line[:80]!r}"
         if not _is_score(read, k, M):
-            raise ValueError(f"{what} is no combination and its score; expected {M} numbers of means below {k} and a finite score; remove the line, and it is computed again")
+            raise ValueError(f"{what} is no combination and its score; "
+                             f"expected {M} numbers of means below {k} and a finite score; "
+                             "remove the line, and it is computed again")
         choice, score = tuple(read[0]), float(read[1]) # type: ignore
-        if scores.setdefault(choice, score) != score: raise ValueError(f"{what}: this combination has the score {scores[choice]} above; expected one; remove both lines, and it is computed again")
+        if scores.setdefault(choice, score) != score:
+            raise ValueError(f"{what}: this combination has the score {scores[choice]} above; expected one; "
+                             "remove both lines, and it is computed again")
     if torn: path.write_text("\n".join(lines) + "\n")
     return scores
 
@@ -132,7 +148,7 @@ class _Spent(Exception): "The budget is used up"
 @checked
 def search_combinations(
     layer_means:Sequence[LoRA], # k means, the clusters' labels aligned across layers: `cluster_merge(...).means`
-    score:Callable[[LoRA], float]|Sequence[LoRA], # higher is better; or the original adapters: joint similarity to the nearest
+    score:Callable[[LoRA], float]|Sequence[LoRA], # higher is better; or the originals: joint similarity to the nearest
     strategy:str="coordinate", # "beam" or "exhaustive"
     budget:int=1000, # scores computed in this call; exhaustive refuses if it needs more
     width:int=4, # of the beam
@@ -143,19 +159,24 @@ def search_combinations(
     means, modules = list(layer_means), list(dict.fromkeys(itertools.chain.from_iterable(layer_means)))
     k, M, path = len(means), len(modules), None if state is None else Path(state)
     if strategy not in STRATEGIES: raise ValueError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
-    if not modules or budget < 1 or width < 1: raise ValueError(f"{k} means of {M} modules, budget={budget}, width={width}: expected at least one of each")
-    if not callable(score) and not score: raise ValueError("score is an empty list; expected a function, or the original adapters")
-    rate = (lambda choice: float(score(_assemble(means, modules, choice)))) if callable(score) else _likeness(means, score, modules)
+    if not modules or budget < 1 or width < 1:
+        raise ValueError(f"{k} means of {M} modules, budget={budget}, width={width}: expected at least one of each")
+    if not callable(score) and not score:
+        raise ValueError("score is an empty list; expected a function, or the original adapters")
+    rate = ((lambda choice: float(score(_assemble(means, modules, choice)))) if callable(score)
+            else _likeness(means, score, modules))
     scores = {} if path is None else _resume(path, _fingerprint(means, modules, score, strategy), k, M)
     if strategy == "exhaustive" and k ** M - len(scores) > budget:
-        raise ValueError(f"{k} means over {M} modules make {k ** M} combinations, budget={budget}; raise the budget, or take strategy='coordinate' or 'beam'")
+        raise ValueError(f"{k} means over {M} modules make {k ** M} combinations, budget={budget}; "
+                         "raise the budget, or take strategy='coordinate' or 'beam'")
     left, bar = budget, tqdm(desc=f"combinations ({strategy})", total=budget, disable=not progress)
     def lookup(choice):
         nonlocal left
         if choice in scores: return scores[choice]
         if not left: raise _Spent
         value, left = rate(choice), left - 1
-        if not math.isfinite(value): raise ValueError(f"score of combination {choice} is {value}; expected a finite number")
+        if not math.isfinite(value):
+            raise ValueError(f"score of combination {choice} is {value}; expected a finite number")
         scores[choice] = value
         if path is not None:
             with path.open("a") as f: f.write(json.dumps([choice, value]) + "\n")
@@ -178,11 +199,15 @@ def representatives(
 )->list[int]: # indices, in the order in which they were chosen
     "A subset that covers a collection and is good: greedy facility location"
     M = np.asarray(K.joint if isinstance(K, Similarity) else K, dtype=float)
-    if M.ndim != 2 or M.shape[0] != M.shape[1]: raise ValueError(f"K has shape {M.shape}; expected a kernel matrix (N, N)")
+    if M.ndim != 2 or M.shape[0] != M.shape[1]:
+        raise ValueError(f"K has shape {M.shape}; expected a kernel matrix (N, N)")
     N, q = len(M), np.ones(len(M)) if quality is None else np.asarray(quality, dtype=float)
     if not 1 <= size <= N: raise ValueError(f"size={size}: expected 1 … {N}, the number of adapters")
-    if q.shape != (N,) or not (q >= 0).all(): raise ValueError(f"quality: expected {N} numbers ≥ 0, got shape {q.shape}")
-    if M.min() < -1e-12 or not 0 <= diversity <= 1: raise ValueError(f"similarities from {M.min():.2g}, diversity={diversity}: expected a kernel ≥ 0 and a diversity in [0, 1]")
+    if q.shape != (N,) or not (q >= 0).all():
+        raise ValueError(f"quality: expected {N} numbers ≥ 0, got shape {q.shape}")
+    if M.min() < -1e-12 or not 0 <= diversity <= 1:
+        raise ValueError(f"similarities from {M.min():.2g}, diversity={diversity}: "
+                         "expected a kernel ≥ 0 and a diversity in [0, 1]")
     chosen, cover = [], np.zeros(N)
     for _ in range(size):
         gain = diversity * (np.maximum(M, cover[:, None]).mean(0) - cover.mean()) + (1 - diversity) * q / size
@@ -205,13 +230,16 @@ def kernel_penalty(
     reference:LoRA, # the adapter to stay near
     strength:float=1.0, # λ
     side:str="left", # "left" (outputs), "right" (inputs) or "both" (their mean)
-)->Callable[[Mapping], Tensor]: # a function of module → anything with `up` (..., m, r) and `down` (..., r, n): the penalty (...), to be added to a loss
+)->Callable[[Mapping], Tensor]: # of module → what has `up` (…, m, r), `down` (…, r, n): a penalty (…) to add to a loss
     "λ (K − 1)² with the normalised projection kernel to a reference, averaged over its modules"
     bases = {(m, s): u.basis(s) for m, u in reference.items() for s in sides_of(side) if u.norm() > 0}
     if not bases: raise ValueError(f"the reference {reference.name} is zero: there is no subspace to stay near")
     @checked
     def penalty(updates:Mapping):
-        if lacking := [m for m, _ in bases if m not in updates]: raise ValueError(f"no update for {', '.join(lacking)}, which the reference has; leave them out of the reference")
-        K = torch.stack([_overlap(updates[m].up if s == "left" else updates[m].down.mT, Y) for (m, s), Y in bases.items()])
+        if lacking := [m for m, _ in bases if m not in updates]:
+            raise ValueError(f"no update for {', '.join(lacking)}, which the reference has; "
+                             "leave them out of the reference")
+        K = torch.stack([_overlap(updates[m].up if s == "left" else updates[m].down.mT, Y)
+                         for (m, s), Y in bases.items()])
         return strength * (K - 1).square().mean(0)
     return penalty
