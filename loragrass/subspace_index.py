@@ -42,7 +42,9 @@ def _adapters(loras, sides, sqrt_weighted):
     for side, name in itertools.product(sides, dict.fromkeys(itertools.chain.from_iterable(loras))):
         points = [_unit(u, side, sqrt_weighted) if (u := lora.get(name)) is not None else None for lora in loras]
         widths = {p.shape[0] for p in points if p is not None}
-        if len(widths) > 1: raise ValueError(f"{name}: widths {sorted(widths)} differ on the {side} side; these adapters are for different base models")
+        if len(widths) > 1:
+            raise ValueError(f"{name}: widths {sorted(widths)} differ on the {side} side; "
+                             "these adapters are for different base models")
         block[f"{side} {name}"] = _stack(points, widths.pop())
     return block or {"nothing": torch.zeros(len(loras), 1, 1)}
 
@@ -55,7 +57,9 @@ def _sums(A, B): # blocks of a and of b points → (a, b)
     total = torch.zeros(a, b)
     for m in [m for m in A if m in B]:
         X, Y = A[m], B[m]
-        if X.shape[1] != Y.shape[1]: raise ValueError(f"{m}: points in ℝ^{X.shape[1]} and ℝ^{Y.shape[1]}; the index and these points are of different base models")
+        if X.shape[1] != Y.shape[1]:
+            raise ValueError(f"{m}: points in ℝ^{X.shape[1]} and ℝ^{Y.shape[1]}; "
+                             "the index and these points are of different base models")
         (k, l), columns = (X.shape[2], Y.shape[2]), Y.permute(1, 0, 2).flatten(1)
         step = max(1, _TILE // max(1, k * l * b))
         for i in range(0, a, step):
@@ -63,7 +67,8 @@ def _sums(A, B): # blocks of a and of b points → (a, b)
             total[i:i+step] += G.square_().view(len(X[i:i+step]), k, b, l).sum((1, 3))
     return total
 
-def _sizes(block): return torch.stack([X.square().sum((1, 2)) > 0 for X in block.values()]).sum(0) # modules of each point
+# modules of each point
+def _sizes(block): return torch.stack([X.square().sum((1, 2)) > 0 for X in block.values()]).sum(0)
 
 def _present(block): return _sizes(block).clamp_min(1)
 
@@ -83,43 +88,52 @@ _AGAIN = "Remove the folder and add the adapters again"
 def _listed(path):
     "The list of a folder's blocks"
     try: saved = json.loads(path.read_text("utf8"))
-    except (ValueError, RecursionError, OSError) as e: expect(False, f"no JSON ({str(e)[:100]})", "the list of an index", path, _AGAIN)
+    except (ValueError, RecursionError, OSError) as e:
+        expect(False, f"no JSON ({str(e)[:100]})", "the list of an index", path, _AGAIN)
     expect(isinstance(saved, dict), str(saved)[:100], "the list of an index", path, _AGAIN)
     if "weighted" in saved: saved["sqrt_weighted"] = saved.pop("weighted") # as it was called before
-    version, side, root, sizes, names = (saved.get(key) for key in ("version", "side", "sqrt_weighted", "sizes", "names"))
-    expect(version in (None, 1), f"version {str(version)[:40]}", "version 1", path, "Open it with the loragrass that wrote it")
+    version, side, root, sizes, names = (saved.get(key)
+                                         for key in ("version", "side", "sqrt_weighted", "sizes", "names"))
+    expect(version in (None, 1), f"version {str(version)[:40]}", "version 1", path,
+           "Open it with the loragrass that wrote it")
     expect(side in ("left", "right", "both"), f"side={str(side)[:40]!r}", "left, right or both", path, _AGAIN)
     expect(isinstance(root, bool), f"sqrt_weighted={str(root)[:40]}", "true or false", path, _AGAIN)
     sized = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
     expect(sized, f"sizes {str(sizes)[:100]}", "a list of the numbers of points of the blocks", path, _AGAIN)
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    expect(named and len(names) == sum(sizes), f"{len(names) if named else str(names)[:100]} names", f"{sum(sizes)} names", path, _AGAIN)
+    expect(named and len(names) == sum(sizes), f"{len(names) if named else str(names)[:100]} names",
+           f"{sum(sizes)} names", path, _AGAIN)
     return saved
 
 class _Folder:
     "Blocks in a folder"
     def __init__(self, path, side, sqrt_weighted):
-        self.path, self.told, self.names, self.sizes = Path(path), {"side": side, "sqrt_weighted": sqrt_weighted}, [], []
+        self.path, self.told, self.names, self.sizes = (
+            Path(path), {"side": side, "sqrt_weighted": sqrt_weighted}, [], [])
         if not (self.path / "index.json").exists(): return
         saved = _listed(self.path / "index.json")
         if any(saved[key] != value for key, value in self.told.items()):
-            raise ValueError(f"{path} was made with side={saved['side']!r}, sqrt_weighted={saved['sqrt_weighted']}; open it with those, or name another folder")
+            raise ValueError(f"{path} was made with side={saved['side']!r}, sqrt_weighted={saved['sqrt_weighted']}; "
+                             "open it with those, or name another folder")
         self.names, self.sizes, widths = saved["names"], saved["sizes"], {}
         for i, size in enumerate(self.sizes):
             path = self._block(i)
             for key, e in saved_file(path, _AGAIN).entries.items():
                 n = widths.setdefault(key, e.shape[1]) if len(e.shape) == 3 else "n"
-                expect(e.shape[:2] == (size, n), f"{key} is {e.shape}", f"({size}, {n}, k), as the list and the other blocks say", path, _AGAIN)
+                expect(e.shape[:2] == (size, n), f"{key} is {e.shape}",
+                       f"({size}, {n}, k), as the list and the other blocks say", path, _AGAIN)
 
     def _block(self, i): return self.path / f"{i:05d}.safetensors"
-    def __iter__(self): return ((saved_tensors(saved_file(self._block(i), _AGAIN), _AGAIN), size) for i, size in enumerate(self.sizes))
+    def __iter__(self):
+        return ((saved_tensors(saved_file(self._block(i), _AGAIN), _AGAIN), size) for i, size in enumerate(self.sizes))
 
     def append(self, block, names):
         with beside(self._block(len(self.sizes))) as new:
             save_file({m: X.contiguous() for m, X in block.items()}, new)
             saved_file(new, "Give the modules other names") # what could not be opened again is not kept
         self.names, self.sizes = self.names + names, self.sizes + [len(names)]
-        with beside(self.path / "index.json") as new: new.write_text(json.dumps(self.told | {"version": 1, "sizes": self.sizes, "names": self.names}))
+        with beside(self.path / "index.json") as new:
+            new.write_text(json.dumps(self.told | {"version": 1, "sizes": self.sizes, "names": self.names}))
 
 # %% ../nbs/04h_subspace_index.ipynb #dfaaf8e8
 class Nearest(NamedTuple):
@@ -160,10 +174,13 @@ class SubspaceIndex:
         names:Sequence[str]|None=None, # (N,); default: the adapters' own, or numbers
     )->"SubspaceIndex":
         "Add points; one block of them is in memory at a time"
-        if names is not None and len(names) != len(points): raise ValueError(f"{len(names)} names for {len(points)} points")
+        if names is not None and len(names) != len(points):
+            raise ValueError(f"{len(names)} names for {len(points)} points")
         for i in range(0, len(points), self.block):
             part = points[i:i+self.block]
-            self._store.append(self._as_block(part), [getattr(p, "name", "") or str(len(self) + j) for j, p in enumerate(part)] if names is None else list(names[i:i+self.block]))
+            self._store.append(self._as_block(part),
+                               [getattr(p, "name", "") or str(len(self) + j) for j, p in enumerate(part)]
+                               if names is None else list(names[i:i+self.block]))
         return self
 
     @checked
@@ -185,7 +202,7 @@ class SubspaceIndex:
 
     @checked
     def cluster(self,
-        n_clusters:int|str="auto", # or the number of groups; by silhouette of the sample's kernel: `cluster` on adapters knows better
+        n_clusters:int|str="auto", # or how many; by silhouette of the sample's kernel: `cluster` on LoRAs knows better
         sample:int=2000, # points compared in all pairs
         refine:int=2, # rounds of assignment and chordal means on the sample
         random_state:int=0, # of the sample and of the starts of k-means
@@ -195,19 +212,23 @@ class SubspaceIndex:
         live = np.concatenate([(_sizes(block) > 0).numpy() for block, _ in self._store])
         if not live.any(): return Groups(np.zeros(len(self), int), np.zeros(len(self)), np.zeros(len(self)), {})
         rows, most = np.flatnonzero(live), min(sample, int(live.sum()))
-        if n_clusters != "auto" and n_clusters not in range(1, most + 1): raise ValueError(f"n_clusters={n_clusters!r}: expected 'auto' or 1 … {most}, the size of the sample")
+        if n_clusters != "auto" and n_clusters not in range(1, most + 1):
+            raise ValueError(f"n_clusters={n_clusters!r}: expected 'auto' or 1 … {most}, the size of the sample")
         S = _take(self._store, np.sort(np.random.default_rng(random_state).permutation(rows)[:sample]))
         labels = torch.as_tensor(cluster_kernel(_joint(S, S), n_clusters, random_state=random_state).labels)
         k = int(labels.max()) + 1
         C = _centers(S, labels, k)
         for _ in range(refine): C = _centers(S, _sums(S, C).argmax(1), k, C)
-        top = [(_sums(block, C) / (_present(block)[:, None] * _present(C)).sqrt()).topk(min(2, k), 1) for block, _ in self._store]
+        top = [(_sums(block, C) / (_present(block)[:, None] * _present(C)).sqrt()).topk(min(2, k), 1)
+               for block, _ in self._store]
         values, where = torch.cat([t.values for t in top]), torch.cat([t.indices[:, 0] for t in top])
         where[torch.as_tensor(~live)] = k
-        return Groups(where.numpy(), values[:, 0].numpy(), (values[:, 0] - values[:, 1] if k > 1 else values[:, 0]).numpy(), C)
+        return Groups(where.numpy(), values[:, 0].numpy(),
+                      (values[:, 0] - values[:, 1] if k > 1 else values[:, 0]).numpy(), C)
 
     def _as_block(self, points):
-        if not len(points) or isinstance(points[0], LoRA): return _adapters(list(points), sides_of(self.side), self.sqrt_weighted)
+        if not len(points) or isinstance(points[0], LoRA):
+            return _adapters(list(points), sides_of(self.side), self.sqrt_weighted)
         X = as_real(points, "points", 3)
         if X.ndim != 3: raise ValueError(f"points have shape {tuple(X.shape)}; expected (N, n, k), or adapters")
         check_finite(X, "points")
@@ -221,7 +242,8 @@ def _take(store, rows):
         parts.append(({m: X[here] for m, X in block.items()}, len(here)))
         start += size
     width = {m: X.shape[1] for part, _ in parts for m, X in part.items()}
-    return {m: _stack([x for part, size in parts for x in (part[m] if m in part else [None] * size)], n) for m, n in width.items()}
+    return {m: _stack([x for part, size in parts for x in (part[m] if m in part else [None] * size)], n)
+            for m, n in width.items()}
 
 # %% ../nbs/04h_subspace_index.ipynb #3a7f06ae
 def _strongest(columns, k): # (n, c) → (n, k)
@@ -238,6 +260,7 @@ def _centers(S, labels, n_clusters, previous=None):
             members = X[labels == c]
             if not len(members): rows.append(previous[m][c] if previous else torch.zeros_like(X[0])); continue
             columns = members.permute(1, 0, 2).flatten(1)
-            rows.append(_strongest(columns, min(k, *columns.shape)) / k ** 0.25 if members.any() else torch.zeros_like(X[0]))
+            rows.append(_strongest(columns, min(k, *columns.shape)) / k ** 0.25 if members.any()
+                        else torch.zeros_like(X[0]))
         out[m] = _stack(rows, X.shape[1])
     return out
