@@ -25,7 +25,7 @@ def _replaced(u, up, down): # float64 factors; a zero update has rank 0
 class Canonicalize(OnModules):
     "The same adapters with factors U√S and √S·Vᵀ and fixed signs: after it, features of A and B can't see the gauge"
     def __init__(self,
-        sign:str|None="reference", # u towards the leading direction of fit; "max_abs": largest entry positive; None: LAPACK's
+        sign:str|None="reference", # u towards fit's leading direction; "max_abs": largest entry > 0; None: LAPACK's
         modules:str|None=None, # a regular expression that a module's name must match somewhere; None: all
     ):
         self.sign, self.modules = sign, modules
@@ -68,11 +68,14 @@ class _OnSubspaces(OnModules):
 
 def _gram(X, Y, kernel=None): # lists of (n, k); kernel None: mean squared cosine
     "Kernel matrix (len(X), len(Y)); a zero update is like nothing, itself included"
-    K, at = torch.zeros(len(X), len(Y), dtype=torch.float64), [torch.tensor([i for i, x in enumerate(Z) if x.shape[1]], dtype=torch.long) for Z in (X, Y)]
+    K, at = (torch.zeros(len(X), len(Y), dtype=torch.float64),
+             [torch.tensor([i for i, x in enumerate(Z) if x.shape[1]], dtype=torch.long) for Z in (X, Y)])
     if not all(map(len, at)): return K
     x, y = [X[i] for i in at[0]], [Y[i] for i in at[1]]
     if kernel is not None: k = gram(x, y, kernel)
-    else: k = gram(x, y, "projection", normalize=False) / torch.tensor([[min(a.shape[1], b.shape[1]) for b in y] for a in x])
+    else:
+        k = (gram(x, y, "projection", normalize=False)
+             / torch.tensor([[min(a.shape[1], b.shape[1]) for b in y] for a in x]))
     K[at[0][:, None], at[1]] = k.double()
     return K
 
@@ -81,12 +84,13 @@ class ReferenceAngles(_OnSubspaces):
     "Likeness of an adapter's subspaces to those of reference adapters, a number for each module, side and reference"
     def __init__(self,
         n_references:int=128, # drawn from the training adapters; all of them where there are fewer
-        kernel:str|GrassmannKernel|None=None, # None: mean squared cosine of the principal angles, in [0, 1]; or what `gram` takes, such as "projection"
+        kernel:str|GrassmannKernel|None=None, # None: mean cos² of principal angles; or `gram`'s, such as "projection"
         side:str="left", # "left": output directions; "right": input directions; "both"
         modules:str|None=None, # a regular expression that a module's name must match somewhere; None: all
         random_state:int|np.random.Generator|None=None, # seed of the draw
     ):
-        self.n_references, self.kernel, self.side, self.modules, self.random_state = n_references, kernel, side, modules, random_state
+        self.n_references, self.kernel, self.side, self.modules, self.random_state = (
+            n_references, kernel, side, modules, random_state)
 
     def fit(self, X, y=None): # X: list of LoRA, or LoRACollection; y is ignored
         "Draw the references"
