@@ -164,7 +164,8 @@ def _key(keys, module, lora):
     ends = [key for name, key in keys.items() if name == inner or name.endswith("." + module)]
     if len(ends) == 1: return ends[0]
     what = f"{len(ends)} weights of that name" if ends else f"no weight for it; it has {', '.join(list(keys)[:3])}, …"
-    raise ValueError(f"{_who(lora, module)}: the base has {what}. Pass the model or the state dict that it was trained on, "
+    raise ValueError(f"{_who(lora, module)}: the base has {what}. "
+                     "Pass the model or the state dict that it was trained on, "
                      "named as diffusers or transformers name it")
 
 def _weight(W, u, module, lora)->_Weight:
