@@ -88,7 +88,8 @@ def _epoch(net, losses, data, optimizer, batch_size)->dict:
         loss = torch.stack(list(parts.values())).sum()
         loss.backward()
         optimizer.step()
-        for name, value in (parts | {"loss": loss}).items(): total[name] = total.get(name, 0.) + len(at) / N * value.detach()
+        for name, value in (parts | {"loss": loss}).items():
+            total[name] = total.get(name, 0.) + len(at) / N * value.detach()
     return {"loss": float(total.pop("loss"))} | {name: float(value) for name, value in total.items()}
 
 def _without_training(net, losses, data):
@@ -159,7 +160,7 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
     def _losses(self, net, x)->dict[str, Tensor]: raise NotImplementedError # of rows (N, width)
     def _code(self, net, x)->Tensor: return net.encoder(x)
 
-    def fit(self, X, y=None): # X: list of LoRA, LoRACollection, or rows (N, d); y is for `input`, if that learns from it
+    def fit(self, X, y=None): # X: list of LoRA, LoRACollection, or rows (N, d); y: for `input`, if that learns from it
         "Learn to code and decode the rows of X"
         device = self._checked()
         rows = self._learn_rows(X, y)
@@ -170,7 +171,8 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
             self.net_ = self._net(x.shape[1])
             order, n = torch.randperm(len(x)), max(2, len(x) - int(self.validation_fraction * len(x)))
             how = Schedule(self.n_epochs, self.batch_size, self.learning_rate, self.patience, device, self.progress)
-            train_net(self.net_, self._losses, [x[order[:n]]], how, [x[order[n:]]] if n < len(x) else None, self.history_)
+            train_net(self.net_, self._losses, [x[order[:n]]], how,
+                      [x[order[n:]]] if n < len(x) else None, self.history_)
         return self
 
     def _checked(self)->torch.device:
@@ -188,7 +190,8 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
             X = _several(X)
             self.input_ = Features("flat", on="canonical") if self.input is None else clone(self.input)
             rows = _as_rows(self.input_.fit_transform(X, y)) # type: ignore[union-attr]
-            self.like_ = {m: (X[0][m].weight_shape, X[0][m].transposed) for m in X[0]}, X[0].arch, X[0].format, X[0].config
+            self.like_ = (
+                {m: (X[0][m].weight_shape, X[0][m].transposed) for m in X[0]}, X[0].arch, X[0].format, X[0].config)
         self.gauge_invariant_ = getattr(self.input_, "gauge_invariant_", None) # None: not known
         N, d = rows.shape
         _several(rows)
@@ -196,7 +199,8 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
             raise ValueError(f"n_components={self.n_components} and rows of {d} numbers; "
                              f"choose n_components={d} or less, or an input of longer rows")
         if self.n_components > N:
-            warnings.warn(f"{N} adapters for codes of {self.n_components} numbers, which can know each by heart; choose a smaller n_components",
+            warnings.warn(f"{N} adapters for codes of {self.n_components} numbers, which can know each by heart; "
+                          "choose a smaller n_components",
                           stacklevel=caller_level())
         return rows
 
@@ -208,7 +212,8 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
     def transform(self, X): # X: as in fit
         "One code an adapter, (N, n_components) float32"
         check_is_fitted(self)
-        x = self._standardised(_as_rows(X if self.input_ is None else self.input_.transform(X))) # type: ignore[union-attr]
+        x = self._standardised(_as_rows(
+            X if self.input_ is None else self.input_.transform(X))) # type: ignore[union-attr]
         with torch.no_grad(): return torch.cat([self._code(self.net_, some) for some in x.split(1024)]).numpy()
 
     def inverse_transform(self,
@@ -225,7 +230,8 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
     def get_feature_names_out(self, input_features=None):
         "vae1, vae2, … and so on, after the name of the class"
         check_is_fitted(self)
-        return np.array([f"{type(self).__name__.removesuffix('Features').lower()}{i + 1}" for i in range(self.n_components)], dtype=object)
+        return np.array([f"{type(self).__name__.removesuffix('Features').lower()}{i + 1}"
+                         for i in range(self.n_components)], dtype=object)
 
 def _several(X):
     "Two adapters or more"
@@ -243,11 +249,13 @@ def _adapters(rows, flat, shapes, arch, format, config)->LoRACollection:
         A, B, rows = (np.ascontiguousarray(part) for part in np.split(rows, [rank * width, rank * (height + width)], 1))
         for one, a, b in zip(updates, torch.from_numpy(A), torch.from_numpy(B)):
             one[m] = LoRAUpdate(b.view(height, rank), a.view(rank, width), 1., *shapes[m])
-    return LoRACollection([LoRA(one, f"decoded {i}", format=format, arch=arch, config=config) for i, one in enumerate(updates)])
+    return LoRACollection([LoRA(one, f"decoded {i}", format=format, arch=arch, config=config)
+                           for i, one in enumerate(updates)])
 
 # %% ../nbs/05c_encoders.ipynb #b6984dd3
 class VAEFeatures(_Autoencoder):
-    "Means of a variational autoencoder's code (Kingma & Welling 2014): 64 numbers, and adapters of codes by `inverse_transform`"
+    ("Means of a variational autoencoder's code (Kingma & Welling 2014): "
+     "64 numbers, and adapters of codes by `inverse_transform`")
     def __init__(self,
         n_components:int=64, # numbers of the code
         beta:float=0.1, # weight of the divergence from a standard normal code (Higgins et al. 2017)
@@ -353,7 +361,8 @@ class _Products(nn.Module):
         self.left, self.right = (nn.ParameterList([random(width, shape[i]) for shape in shapes]) for i in range(2))
         self.inner = nn.ParameterList([random(width, width) for _ in shapes]) if gates else None
         numbers = len(shapes) * width ** 2
-        self.head = nn.Sequential(nn.BatchNorm1d(numbers), nn.Linear(numbers, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+        self.head = nn.Sequential(
+            nn.BatchNorm1d(numbers), nn.Linear(numbers, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
     def forward(self, *factors): # B (N, m, r), A (N, r, n) of module after module → (N, modules · width²)
         products = []
@@ -364,7 +373,8 @@ class _Products(nn.Module):
         return torch.cat(products, 1)
 
 class GLNet(OnModules):
-    "Products (P B)(A Qᵀ) with P and Q learned from labels (after Putterman et al. 2024): width² numbers a module, the same in every gauge"
+    ("Products (P B)(A Qᵀ) with P and Q learned from labels (after Putterman et al. 2024): "
+     "width² numbers a module, the same in every gauge")
     def __init__(self,
         width:int=16, # rows of P and of Q
         hidden:int=64, # of the head, which is trained along
@@ -379,10 +389,11 @@ class GLNet(OnModules):
         progress:bool=False, # show a progress bar
     ):
         self.width, self.hidden, self.gates, self.modules = width, hidden, gates, modules
-        self.n_epochs, self.batch_size, self.learning_rate, self.patience = n_epochs, batch_size, learning_rate, patience
+        self.n_epochs, self.batch_size, self.learning_rate, self.patience = (
+            n_epochs, batch_size, learning_rate, patience)
         self.random_state, self.device, self.progress = random_state, device, progress
 
-    def fit(self, X, y=None): # X: list of LoRA, or LoRACollection; y: (N,) classes, or numbers with a fraction to be predicted
+    def fit(self, X, y=None): # X: list of LoRA or LoRACollection; y: (N,) classes, or numbers with fractions to predict
         "Learn P, Q and a head for y"
         check_parameters(self)
         for name in ("width", "hidden", "n_epochs", "batch_size", "learning_rate"):
@@ -392,7 +403,8 @@ class GLNet(OnModules):
         target, outputs, loss = self._target(X, y)
         self.gauge_invariant_, self.history_ = True, {}
         with seeded(self.random_state, device):
-            self.net_ = _Products([self.shapes_[m] for m in self.modules_], self.width, self.hidden, outputs, self.gates)
+            self.net_ = _Products(
+                [self.shapes_[m] for m in self.modules_], self.width, self.hidden, outputs, self.gates)
             how = Schedule(self.n_epochs, self.batch_size, self.learning_rate, self.patience, device, self.progress)
             def losses(net, *batch): return {"loss of the head": loss(net.head(net(*batch[:-1])), batch[-1])}
             train_net(self.net_, losses, [*self._factors(X), target], how, None, self.history_)
@@ -420,7 +432,8 @@ class GLNet(OnModules):
             svds = [u.svd() for u in updates]
             rank = max(1, max(len(svd.S) for svd in svds))
             roots = [(svd.S / svd.S.norm()).sqrt() for svd in svds]
-            factors.append(torch.stack([F.pad(svd.U * root, (0, rank - len(root))) for svd, root in zip(svds, roots)]).float())
+            factors.append(torch.stack([F.pad(svd.U * root, (0, rank - len(root)))
+                                        for svd, root in zip(svds, roots)]).float())
             factors.append(torch.stack([F.pad(root[:, None] * svd.Vh, (0, 0, 0, rank - len(root)))
                                         for svd, root in zip(svds, roots)]).float())
         return factors
@@ -433,4 +446,5 @@ class GLNet(OnModules):
     def get_feature_names_out(self, input_features=None):
         "module.i.j"
         check_is_fitted(self)
-        return np.array([f"{m}.{i}.{j}" for m in self.modules_ for i in range(self.width) for j in range(self.width)], dtype=object)
+        return np.array([f"{m}.{i}.{j}" for m in self.modules_
+                         for i in range(self.width) for j in range(self.width)], dtype=object)
