@@ -60,12 +60,13 @@ class Preset(NamedTuple):
 PRESETS = {
     "quick": Preset(lambda: Features(["stats", "norms", "distribution"]), 10),
     "handcrafted": Preset(lambda: Features("ensemble"), 30),
-    "deep": Preset(lambda: FeatureUnion([("vae", VAEFeatures()),
-                                         ("contrastive", ContrastiveFeatures()), ("denoising", DenoisingFeatures())]), 120),
+    "deep": Preset(lambda: FeatureUnion([("vae", VAEFeatures()), ("contrastive", ContrastiveFeatures()),
+                                         ("denoising", DenoisingFeatures())]), 120),
     "hybrid": Preset(lambda: FeatureUnion([("rows", Features(["spectral", "distribution"])),
                                            ("contrastive", ContrastiveFeatures())]), 60),
 }
-LEARNED = {"canonical": lambda: Features("flat", on="canonical"), "angles": ReferenceAngles, "kernel_pca": ProjectionKernelPCA,
+LEARNED = {"canonical": lambda: Features("flat", on="canonical"),
+           "angles": ReferenceAngles, "kernel_pca": ProjectionKernelPCA,
            "sketch": ProjectorSketch, "leverage": Leverage,
            "vae": VAEFeatures, "contrastive": ContrastiveFeatures, "denoising": DenoisingFeatures, "glnet": GLNet}
 CLASSIFIERS = {
@@ -81,8 +82,8 @@ def transformer_of(
     if name in PRESETS: return PRESETS[name].make()
     if name in LEARNED: return LEARNED[name]()
     if name in REPRESENTATIONS: return Features(name)
-    raise ValueError(f"representation {name!r}; "
-                     f"expected one of {', '.join([*REPRESENTATIONS, *LEARNED, *PRESETS])}, or name=transformer in a dict")
+    raise ValueError(f"representation {name!r}; expected one of "
+                     f"{', '.join([*REPRESENTATIONS, *LEARNED, *PRESETS])}, or name=transformer in a dict")
 
 def _named(given, known, what)->dict:
     "Names and estimators, from a name, a list of names or a dict"
@@ -112,8 +113,8 @@ def _labels(X, y)->np.ndarray:
         raise ValueError(f"labels of shape {y.shape} for {len(X)} adapters; expected one label each")
     unknown = np.flatnonzero(pd.isna(y))
     if len(unknown):
-        raise ValueError(f"no label for {len(unknown)} adapters, {X[int(unknown[0])].name or f'number {unknown[0]}'} first; "
-                         "leave them out, or label them")
+        raise ValueError(f"no label for {len(unknown)} adapters, "
+                         f"{X[int(unknown[0])].name or f'number {unknown[0]}'} first; leave them out, or label them")
     if y.dtype == object: y = y.astype(str)
     if type_of_target(y) == "continuous":
         raise ValueError("labels are numbers with fractions; "
@@ -157,20 +158,24 @@ def _fitted(t, X, y): return t, t.fit(X, y).transform(X)
 
 def _scored(model, rows, y):
     guess = model.predict(rows)
-    return {"accuracy": accuracy_score(y, guess), "macro_f1": f1_score(y, guess, average="macro", zero_division=0)} # type: ignore[arg-type]
+    return {"accuracy": accuracy_score(y, guess),
+            "macro_f1": f1_score(y, guess, average="macro", zero_division=0)} # type: ignore[arg-type]
 
 def _of_fold(name, transformer, classifiers, views, y, k, train, test)->list[dict]:
     "Rows of the table: one representation, one fold, every condition and classifier"
     def learn(view):
         (t, rows), seconds = _timed(_fitted, clone(transformer), view[train], y[train])
         one = len(set(y[train].tolist())) == 1 # few adapters, permuted: there is nothing to choose from
-        return t, seconds, {c: _timed((DummyClassifier() if one else clone(model)).fit, rows, y[train]) # type: ignore[union-attr]
-                            for c, model in classifiers.items()}
+        return t, seconds, {
+            c: _timed((DummyClassifier() if one else clone(model)).fit, rows, y[train]) # type: ignore[union-attr]
+            for c, model in classifiers.items()}
     def describe(condition, gauge, t, seconds, models, rows, took, change):
         same = {"representation": name, "on": _looks_at(t), "dimension": rows.shape[1]}
         speed = {"adapters_per_second": len(test) / max(took, 1e-9), "change": change}
-        return [same | {"classifier": c, "condition": condition, "gauge": gauge, "fold": k} | _scored(model, rows, y[test])
-                | {"feature_seconds": seconds + took, "fit_seconds": fit_seconds} | speed for c, (model, fit_seconds) in models.items()]
+        return [same | {"classifier": c, "condition": condition, "gauge": gauge, "fold": k}
+                | _scored(model, rows, y[test])
+                | {"feature_seconds": seconds + took, "fit_seconds": fit_seconds} | speed
+                for c, (model, fit_seconds) in models.items()]
     learned = learn(views["native"])
     rows, took = _timed(learned[0].transform, views["native"][test]) # type: ignore[union-attr]
     table = describe("native", "", *learned, rows, took, 0.)
@@ -191,7 +196,8 @@ def _of_fold(name, transformer, classifiers, views, y, k, train, test)->list[dic
 def ablate(
     X:Sequence[LoRA], # adapters of one base model
     y:Sequence|Mapping|np.ndarray|pd.Series, # a class for each: in their order, or by name
-    representations:str|Sequence|Mapping=("spectral", "norms", "canonical", "kernel_pca"), # names, see `transformer_of`; or name → transformer
+    representations:str|Sequence|Mapping=( # names, see `transformer_of`; or name → transformer
+        "spectral", "norms", "canonical", "kernel_pca"),
     classifiers:str|Sequence|Mapping="linear", # names in `CLASSIFIERS`; or name → classifier
     groups:Sequence|np.ndarray|pd.Series|None=None, # (N,) what must not be on both sides of a split
     cv:int|Any=5, # folds; or a splitter of scikit-learn, or a list of (train, test)
@@ -200,8 +206,10 @@ def ablate(
     n_jobs:int|None=None, # of joblib, over representations and folds
     progress:bool=False, # show a progress bar
 )->pd.DataFrame: # tidy: one row a representation, classifier, condition, gauge and fold
-    "What each representation of adapters tells of their labels, beside the majority, permuted labels and the flat vector"
-    asked, models = _named(representations, transformer_of, "representations"), _named(classifiers, _classifier, "classifiers")
+    ("What each representation of adapters tells of their labels, "
+     "beside the majority, permuted labels and the flat vector")
+    asked, models = (_named(representations, transformer_of, "representations"),
+                     _named(classifiers, _classifier, "classifiers"))
     gauges = [g for g in gauge if g is not None]
     if unknown := [g for g in gauges if g not in GAUGES]:
         raise ValueError(f"gauge {unknown[0]!r}; expected None, {', '.join(map(repr, GAUGES))}")
@@ -209,7 +217,8 @@ def ablate(
     y = _labels(collection, y)
     splits = _splits(collection, y, groups, cv, random_state)
     views = {"native": collection} | {
-        g: LoRACollection([change_gauge(lora, g, random_state + i) for i, lora in enumerate(collection)]) for g in gauges}
+        g: LoRACollection([change_gauge(lora, g, random_state + i) for i, lora in enumerate(collection)])
+        for g in gauges}
     permuted, first = np.random.default_rng(random_state).permutation(y), next(iter(asked.values()))
     jobs = [("majority", None, y, {"native": collection}), ("flat", Features("flat"), y, views),
             ("permuted labels", first, permuted, {"native": collection})]
