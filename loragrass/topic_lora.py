@@ -30,13 +30,15 @@ class TopicUpdate(nn.Module):
         if not 1 <= rank <= min(m, n): raise ValueError(f"rank={rank} for a layer {n} → {m}; expected 1 … {min(m, n)}")
         if A not in ("random", "learned"): raise ValueError(f"A={A!r}; expected 'random' or 'learned'")
         if form not in FORMS: raise ValueError(f"form={form!r}; expected one of {', '.join(FORMS)}")
-        self.rank, self.form, self.numbers, gen = rank, form, rank * (1 + (form == "both")), torch.Generator().manual_seed(random_state)
+        self.rank, self.form, self.numbers, gen = (
+            rank, form, rank * (1 + (form == "both")), torch.Generator().manual_seed(random_state))
         def orthonormal(d): return torch.linalg.qr(torch.randn(d, rank, generator=gen, dtype=torch.float64))[0].float()
         columns, rows = orthonormal(m), orthonormal(n).T.contiguous()
         turns_up = form == "up"
         self.U = nn.Parameter(torch.zeros(m, rank) if turns_up else columns)
         self.V = nn.Parameter(rows if turns_up else torch.zeros(rank, n))
-        if form != "scale": self.A = nn.Parameter({"down": rows, "up": columns}.get(form, orthonormal(m)), A == "learned")
+        if form != "scale":
+            self.A = nn.Parameter({"down": rows, "up": columns}.get(form, orthonormal(m)), A == "learned")
         if form == "both": self.B = nn.Parameter(rows, A == "learned")
 
     def _parts(self, x):
@@ -62,7 +64,8 @@ class TopicUpdate(nn.Module):
         inner = h @ self.V.T
         if x is None: return inner @ self.U.T
         if x.shape != (len(h), self.numbers):
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected {(len(h), self.numbers)}: {self.numbers} numbers for each row of the batch")
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected {(len(h), self.numbers)}: "
+                             f"{self.numbers} numbers for each row of the batch")
         left, right, rows = self._parts(x.view(len(h), *[1] * (h.ndim - 2), self.numbers))
         if right is not None: inner = inner + right * (inner if rows is self.V else h @ rows.T) # type: ignore
         out = inner @ self.U.T
