@@ -193,5 +193,5 @@ def find_topics(
     axes = np.linalg.svd(X - X.mean(0), full_matrices=False)
     tree = linkage(centres, "average") if len(centres) > 1 else np.zeros((0, 4))
     plane = (axes.U * axes.S)[:, :2]
-    return Topics(labels, X, centres, counts, words.get_feature_names_out(), contrast(counts, labels), plane, tree, texts,
-                  note=note, embed=embed)
+    return Topics(labels, X, centres, counts, words.get_feature_names_out(), contrast(counts, labels),
+                  plane, tree, texts, note=note, embed=embed)
