@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from .checks import caller_level, check_parameters
 from .documents import Reader, Windows, as_ids, cut, find_modules, fingerprint, linear_shape
 from .lora_io import LoRA, LoRAFormatError, LoRAUpdate
-from .topic_fitting import PRIORS, Checkpoint, Steps, choose_steps, learn_shared, module_scales, sample, vectors
+from .topic_fitting import (
+    PRIORS, Checkpoint, Steps, choose_steps, learn_shared, module_scales, sample, vectors)
 from .topic_lora import FORMS, TopicUpdate
 from .topics import Topics, find_topics
 from .writers import beside
