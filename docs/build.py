@@ -17,7 +17,7 @@ FURTHER = {"bench/RESULTS.md": "benchmarks", "CHANGELOG.md": "changelog"} # text
 CHAPTERS = {"0[0-2]": "Subspaces", "03": "Files", "04": "Compare and merge", "05": "What is inside", "0[67]": "Training", "0[89]": "Pictures, report, command"}
 NAVIGATION = { # caption → pages in their order; the book stands between the second and the third
     "Start": ["start"],
-    "How to": ["merge", "rules", "convert", "clients", "trained-on", "train", "corpus", "many"],
+    "How to": ["merge", "which-rule", "convert", "clients", "trained-on", "train", "corpus", "many"],
     "Reference": ["names", "formats-and-models", "errors", "gallery"],
     "Truth": ["ledger", "benchmarks", "limits", "sources", "changelog"],
 }
