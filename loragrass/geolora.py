@@ -23,7 +23,8 @@ def new_directions(
     "An orthonormal basis of what D adds to span U"
     Q, R = torch.linalg.qr(D - U @ (U.mT @ D))
     size, eps = R.norm(dim=-1), torch.finfo(D.dtype).eps
-    Q = _only(Q, size > torch.maximum(epsilon * size.norm(dim=-1, keepdim=True), 10 * eps * D.norm(dim=(-2, -1))[..., None]))
+    Q = _only(Q, size > torch.maximum(epsilon * size.norm(dim=-1, keepdim=True),
+                                      10 * eps * D.norm(dim=(-2, -1))[..., None]))
     inside = U.mT @ Q
     Q, share = Q - U @ inside, inside.square().sum(-2) # the second projection, and what it takes from each column
     if not (share > eps).any(): return Q
@@ -42,11 +43,12 @@ class GeoLoRAStep(NamedTuple):
     S:Tensor # (rank, rank) diagonal, descending
     V:Tensor # (n, rank) orthonormal columns
     rank:int
-    rel_error:float # ‖W − U S Vᵀ‖ / ‖W‖ (Frobenius) for the stepped matrix W before truncation; ≤ tau unless rank_max cut deeper
+    rel_error:float # ‖W − U S Vᵀ‖ / ‖W‖ (Frobenius), W stepped, before truncation; ≤ tau unless rank_max cut deeper
 
 # %% ../nbs/07_geolora.ipynb #7397fbf3
 class Stepped(NamedTuple):
-    "Stepped matrices [U | Ũ] Ŝ [V | Ṽ]ᵀ, whose core Ŝ = P diag(s) Qh has been decomposed; a batch has leading dimensions"
+    ("Stepped matrices [U | Ũ] Ŝ [V | Ṽ]ᵀ, whose core Ŝ = P diag(s) Qh has been decomposed; "
+     "a batch has leading dimensions")
     U:Tensor # (…, m, r) orthonormal columns
     new_U:Tensor # (…, m, p)
     P:Tensor # (…, r + p, k) float64, as s and Qh
@@ -59,7 +61,8 @@ class Stepped(NamedTuple):
         rank:int, # ≤ k
     )->tuple[Tensor, Tensor, Tensor]: # U (…, m, rank), s (…, rank), V (…, n, rank) in the dtype of the factors
         "The nearest matrix of this rank"
-        (P, P_new), (Q, Q_new) = (x.to(self.U).tensor_split([self.U.shape[-1]], -2) for x in (self.P[..., :rank], self.Qh[..., :rank, :].mT))
+        (P, P_new), (Q, Q_new) = (x.to(self.U).tensor_split([self.U.shape[-1]], -2)
+                                  for x in (self.P[..., :rank], self.Qh[..., :rank, :].mT))
         return self.U @ P + self.new_U @ P_new, self.s[..., :rank].to(self.U), self.V @ Q + self.new_V @ Q_new
 
 # %% ../nbs/07_geolora.ipynb #81f12fd2
@@ -122,21 +125,27 @@ def _check_step(U, S, V, G_K, G_L, tau, rank_min, rank_max):
     factors, r = dict(U=U, S=S, V=V, G_K=G_K, G_L=G_L), S.shape[-1]
     shapes, dtypes = [tuple(x.shape) for x in factors.values()], {x.dtype for x in factors.values()}
     if r < 1 or shapes != [(len(U), r), (r, r), (len(V), r), (len(U), r), (len(V), r)]:
-        raise ValueError(f"U, S, V, G_K, G_L have shapes {', '.join(map(str, shapes))}; expected (m, r), (r, r), (n, r), (m, r), (n, r) with r ≥ 1: "
+        raise ValueError(f"U, S, V, G_K, G_L have shapes {', '.join(map(str, shapes))}; "
+                         "expected (m, r), (r, r), (n, r), (m, r), (n, r) with r ≥ 1: "
                          "G_K = G V belongs to U, G_L = Gᵀ U to V")
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
-        raise ValueError(f"dtypes are {', '.join(sorted(map(str, dtypes)))}; expected one, float32 or float64: convert factors and gradients first")
+        raise ValueError(f"dtypes are {', '.join(sorted(map(str, dtypes)))}; "
+                         "expected one, float32 or float64: convert factors and gradients first")
     for name in ("S", "G_K", "G_L"):
         bad = int((~factors[name].isfinite()).sum())
-        if bad: raise ValueError(f"{bad} of {factors[name].numel()} entries of {name} are NaN or infinite; skip this step, or shorten lr")
+        if bad:
+            raise ValueError(f"{bad} of {factors[name].numel()} entries of {name} are NaN or infinite; "
+                             "skip this step, or shorten lr")
     for name, Q in (("U", U), ("V", V)):
         drift = (Q.mT @ Q - torch.eye(r, dtype=Q.dtype, device=Q.device)).abs().max()
         if not drift < 1e-3:
-            raise ValueError(f"the columns of {name} are not orthonormal (largest entry of |{name}ᵀ{name} − I|: {drift:.1e}); "
+            raise ValueError(f"the columns of {name} are not orthonormal "
+                             f"(largest entry of |{name}ᵀ{name} − I|: {drift:.1e}); "
                              f"orthonormalise {name} and move what remains into S")
     if not 0 <= tau < 1: raise ValueError(f"tau={tau}; expected 0 ≤ tau < 1, the share of the norm that may be dropped")
     if rank_min < 1 or rank_max is not None and rank_max < rank_min:
-        raise ValueError(f"rank_min={rank_min}, rank_max={rank_max}; expected 1 ≤ rank_min ≤ rank_max: from rank 0 both gradients are empty")
+        raise ValueError(f"rank_min={rank_min}, rank_max={rank_max}; "
+                         "expected 1 ≤ rank_min ≤ rank_max: from rank 0 both gradients are empty")
 
 # %% ../nbs/07_geolora.ipynb #8176c4bc
 def adam_direction(
@@ -174,7 +183,9 @@ def budget_ranks(
     "Ranks within a budget for all layers, by σ² per price, greedily: the best there is if all prices are equal"
     ranks = list(least)
     left = budget - sum(k * price for k, price in zip(ranks, prices))
-    if left < 0: raise ValueError(f"the least ranks cost {budget - left}, and the budget is {budget}; raise it, or lower rank_min")
+    if left < 0:
+        raise ValueError(f"the least ranks cost {budget - left}, and the budget is {budget}; "
+                         "raise it, or lower rank_min")
     floor = [len(s) * torch.finfo(s.dtype).eps * float(s.norm()) for s in spectra] # below it, rounding
     wanted = [(float(s[j]) ** 2 / price, i) for i, (s, price) in enumerate(zip(spectra, prices))
               for j in range(least[i], min(most[i], len(s))) if s[j] > floor[i]]
