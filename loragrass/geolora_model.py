@@ -33,7 +33,7 @@ class GeoLoRAConfig:
     truncation_strategy:str="local_threshold" # or "fixed_rank", "global_budget": a row of `TRUNCATIONS`
     epsilon_resid:float=1e-6 # a new direction with at most this share of the residual is dropped
     use_small_matrix_optimizer:bool=True # Adam with moments that turn with the basis; False: plain descent
-    orthogonal_regularization:float=0. # U and V are orthonormal by construction: a positive value does nothing, and says so
+    orthogonal_regularization:float=0. # U, V are orthonormal by construction: a positive value does nothing and says so
     rank_min:int=1
     rank_max:int|None=None # columns that are allocated; None: min(m, n, 4 · rank_init, at least 32)
     slack:int=1 # directions kept in training beyond what tau keeps; they are never exported
@@ -42,7 +42,7 @@ class GeoLoRAConfig:
     betas:tuple[float, float]=(0.9, 0.999)
     eps:float=1e-8
     adapt_every:int=1 # ranks change every so many steps
-    adapt_until:int|float|None=None # where slack ends: a step (int), or a share of the steps (float) where their number is known; None: 0.7
+    adapt_until:int|float|None=None # end of slack: a step (int) or share (float) of a known number of steps; None: 0.7
     global_budget:int|None=None # for "global_budget", of all layers together
     budget_unit:str="ranks" # or "params"
     random_state:int=0 # of the directions at the start, and of slack
@@ -54,7 +54,8 @@ class GeoLoRAConfig:
             except TypeError: good = False
             if not good: raise ValueError(f"{name}={value!r}; expected {expected}")
         if self.orthogonal_regularization:
-            warnings.warn("orthogonal_regularization does nothing here: U and V are orthonormal by construction", stacklevel=3)
+            warnings.warn("orthogonal_regularization does nothing here: "
+                          "U and V are orthonormal by construction", stacklevel=3)
 
 def _whole(x, least=0): return isinstance(x, int) and not isinstance(x, bool) and x >= least
 def _finite(x, least=0.): return not isinstance(x, bool) and math.isfinite(x) and x >= least
@@ -67,7 +68,8 @@ _EXPECTED = dict( # field → whether a value holds, and what to write
     truncation_strategy=(lambda x, c: x in TRUNCATIONS, "'local_threshold', 'fixed_rank' or 'global_budget'"),
     epsilon_resid=(lambda x, c: _finite(x) and x < 1, "0 ≤ epsilon_resid < 1"),
     orthogonal_regularization=(lambda x, c: _finite(x), "0"),
-    rank_min=(lambda x, c: _whole(x, 1) and x <= c.rank_init, "1 ≤ rank_min ≤ rank_init: from rank 0 both gradients are empty"),
+    rank_min=(lambda x, c: _whole(x, 1) and x <= c.rank_init,
+              "1 ≤ rank_min ≤ rank_init: from rank 0 both gradients are empty"),
     rank_max=(lambda x, c: x is None or _whole(x, c.rank_init), "a whole number ≥ rank_init, or None"),
     slack=(lambda x, c: _whole(x), "a whole number ≥ 0; 1 is enough"),
     max_rel_update=(lambda x, c: x is None or _finite(x) and x > 0, "a number > 0, or None for no limit"),
@@ -75,19 +77,22 @@ _EXPECTED = dict( # field → whether a value holds, and what to write
     betas=(lambda x, c: len(x) == 2 and all(_finite(b) and b < 1 for b in x), "two numbers in [0, 1)"),
     eps=(lambda x, c: _finite(x) and x > 0, "a number > 0"),
     adapt_every=(lambda x, c: _whole(x, 1), "a whole number ≥ 1"),
-    adapt_until=(lambda x, c: x is None or _whole(x) or isinstance(x, float) and 0 <= x <= 1, "a step (a whole number), a share of the steps (a float in [0, 1]), or None"),
+    adapt_until=(lambda x, c: x is None or _whole(x) or isinstance(x, float) and 0 <= x <= 1,
+                 "a step (a whole number), a share of the steps (a float in [0, 1]), or None"),
     global_budget=(lambda x, c: _whole(x, 1) if c.truncation_strategy == "global_budget" else x is None,
                    "a whole number ≥ 1 with truncation_strategy='global_budget', and None without it"),
     budget_unit=(lambda x, c: x in ("ranks", "params"), "'ranks' or 'params'"),
     random_state=(lambda x, c: _whole(x), "a whole number ≥ 0"))
 
 # %% ../nbs/07a_geolora_model.ipynb #147f3bed
-def _local_threshold(spectra, prices, most, c): return [min(max(int(least_rank(s, c.tau)), c.rank_min), k) for s, k in zip(spectra, most)]
+def _local_threshold(spectra, prices, most, c):
+    return [min(max(int(least_rank(s, c.tau)), c.rank_min), k) for s, k in zip(spectra, most)]
 
 def _fixed_rank(spectra, prices, most, c): return [min(c.rank_init, k) for k in most]
 
 def _global_budget(spectra, prices, most, c):
-    return budget_ranks(spectra, prices if c.budget_unit == "params" else [1] * len(prices), c.global_budget, [min(c.rank_min, k) for k in most], most)
+    return budget_ranks(spectra, prices if c.budget_unit == "params" else [1] * len(prices),
+                        c.global_budget, [min(c.rank_min, k) for k in most], most)
 
 TRUNCATIONS = {"local_threshold": _local_threshold, "fixed_rank": _fixed_rank, "global_budget": _global_budget}
 
@@ -95,7 +100,8 @@ TRUNCATIONS = {"local_threshold": _local_threshold, "fixed_rank": _fixed_rank, "
 class _Adapted(torch.autograd.Function):
     "y + x V diag(s) Uᵀ over k columns, where the gradient of U is G V and that of V is Gᵀ U"
     @staticmethod
-    def forward(ctx, y, x, U, V, s, k, conv): # y (…, m) and what comes of it have their channels last; x has them where its layer has
+    def forward(ctx, y, x, U, V, s, k, conv):
+        # y (…, m) and what comes of it have their channels last; x has them where its layer has
         ctx.conv, ctx.capacity = conv, U.shape[1]
         U, V, s = U[:, :k].to(y), V[:, :k].to(y), s[:k].to(y)
         z = x @ V if conv is None else torch.convolution(x, conv.kernel(V), None, *conv[1:]).movedim(1, -1)
@@ -126,17 +132,22 @@ class _Conv(NamedTuple):
     def kernel(self, V): return V.mT.reshape(V.shape[1], *self.shape)
 
     def backward(self, h, hs, x, V, needs_x): # h for V, and hs = h diag(s) for x, channels last
-        def back(grad, *mask): return torch.ops.aten.convolution_backward(grad.movedim(-1, 1), x, self.kernel(V), None, *self[1:], mask)
+        def back(grad, *mask):
+            return torch.ops.aten.convolution_backward(grad.movedim(-1, 1), x, self.kernel(V), None, *self[1:], mask)
         return back(hs, True, False, False)[0] if needs_x else None, back(h, False, True, False)[1].flatten(1).mT
 
 # %% ../nbs/07a_geolora_model.ipynb #2ad50681
 def _weight_shape(module): # → of its weight as it would be without quantisation, or None if nothing here can adapt it
-    if isinstance(module, nn.modules.conv._ConvNd): return None if module.transposed or module.groups > 1 else tuple(module.weight.shape)
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"): return tuple(module.weight.shape) # (in, out), of transformers
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return None if module.transposed or module.groups > 1 else tuple(module.weight.shape)
+    # (in, out), of transformers
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"): return tuple(module.weight.shape)
     if isinstance(module, nn.Linear): return module.out_features, module.in_features
 
 def _norm(weight): # ‖W₀‖, or None where it cannot be read
-    try: return float((weight.dequantize() if hasattr(weight, "quant_min") or type(weight) is not nn.Parameter else weight.detach()).float().norm())
+    try:
+        return float((weight.dequantize() if hasattr(weight, "quant_min") or type(weight) is not nn.Parameter
+                      else weight.detach()).float().norm())
     except Exception: return None
 
 class GeoLoRALinear(nn.Module):
@@ -155,8 +166,11 @@ class GeoLoRALinear(nn.Module):
         super().__init__()
         config = config or GeoLoRAConfig()
         shape = _weight_shape(base_layer)
-        if shape is None: raise ValueError(f"{base_layer} cannot be adapted; expected nn.Linear, Conv1D of transformers, or a convolution that is not transposed and has groups=1")
-        self.base_layer, self.config, self.weight_shape, self.transposed = base_layer, config, shape, type(base_layer).__name__ == "Conv1D"
+        if shape is None:
+            raise ValueError(f"{base_layer} cannot be adapted; expected nn.Linear, Conv1D of transformers, "
+                             "or a convolution that is not transposed and has groups=1")
+        self.base_layer, self.config, self.weight_shape, self.transposed = (
+            base_layer, config, shape, type(base_layer).__name__ == "Conv1D")
         m, n = shape[::-1] if self.transposed else (shape[0], math.prod(shape[1:]))
         weight = base_layer.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -164,14 +178,18 @@ class GeoLoRALinear(nn.Module):
         self.seed = config.random_state + seed
         g = torch.Generator().manual_seed(self.seed)
         def basis(rows): return torch.linalg.qr(torch.randn(rows, r, dtype=torch.float64, generator=g))[0]
-        self.U, self.V = (nn.Parameter(torch.zeros(rows, capacity, dtype=dtype, device=weight.device)) for rows in (m, n))
+        self.U, self.V = (nn.Parameter(torch.zeros(rows, capacity, dtype=dtype, device=weight.device))
+                          for rows in (m, n))
         self.register_buffer("s", torch.zeros(capacity, dtype=dtype, device=weight.device))
         self.register_buffer("sizes", torch.zeros(2, dtype=torch.long))
         self.moved = 0 # how often a file has set the factors
         self.base_norm, self._conv, self.rank, self.width = _norm(weight), None, 0, 0
         if len(shape) > 2:
-            pad = base_layer.padding if not isinstance(base_layer.padding, str) and base_layer.padding_mode == "zeros" else (0,) * (len(shape) - 2)
-            self._conv = _Conv(shape[1:], base_layer.stride, pad, base_layer.dilation, output_padding=(0,) * (len(shape) - 2))
+            pad = (base_layer.padding
+                   if not isinstance(base_layer.padding, str) and base_layer.padding_mode == "zeros"
+                   else (0,) * (len(shape) - 2))
+            self._conv = _Conv(shape[1:], base_layer.stride, pad, base_layer.dilation,
+                               output_padding=(0,) * (len(shape) - 2))
         self.set_factors(basis(m), torch.full((r,), config.alpha), basis(n), r)
 
     @torch.no_grad()
@@ -207,7 +225,9 @@ class GeoLoRALinear(nn.Module):
         y = self.base_layer(x, *args, **kwargs)
         if not torch.compiler.is_compiling(): k, s = self.width if self.training else self.rank, self.s
         else: # at capacity, where a rank that changes compiles nothing anew
-            k, s = self.capacity, self.s if self.training else self.s * (torch.arange(self.capacity, device=self.s.device) < self.sizes[0].to(self.s.device))
+            k, s = (self.capacity,
+                    self.s if self.training
+                    else self.s * (torch.arange(self.capacity, device=self.s.device) < self.sizes[0].to(self.s.device)))
         x = x.to(y.dtype)
         if self._conv is None: return _Adapted.apply(y, x, self.U, self.V, s, k, None)
         if isinstance(self.base_layer.padding, str) or self.base_layer.padding_mode != "zeros":
@@ -247,15 +267,19 @@ def _matches(target, name, module):
 def _find(base, targets): # → name → module of what is to be adapted
     able = {name: module for name, module in base.named_modules() if _weight_shape(module) is not None}
     found = {name: module for name, module in able.items() if any(_matches(t, name, module) for t in targets)}
-    if not targets: raise ValueError("target_modules names no target; name a class ('Linear'), a module or the end of its name, or a regular expression")
+    if not targets:
+        raise ValueError("target_modules names no target; "
+                         "name a class ('Linear'), a module or the end of its name, or a regular expression")
     if idle := [t for t in targets if not any(_matches(t, name, module) for name, module in able.items())]:
         there = Counter(name.rpartition(".")[2] if not name.rpartition(".")[2].isdigit() else name for name in able)
         kinds = Counter(type(module).__name__ for module in able.values())
-        raise ValueError(f"target_modules: {', '.join(map(repr, idle))} matches nothing that can be adapted. There is, by class: {_listed(kinds) or 'nothing'}; by name: {_listed(there) or 'nothing'}. "
+        raise ValueError(f"target_modules: {', '.join(map(repr, idle))} matches nothing that can be adapted. "
+                         f"There is, by class: {_listed(kinds) or 'nothing'}; by name: {_listed(there) or 'nothing'}. "
                          "Name a class, a module or the end of its name, or a regular expression of whole names")
     return found
 
-def _listed(counts): return ", ".join(f"{name} ({n})" for name, n in counts.most_common(20)) + (", …" if len(counts) > 20 else "")
+def _listed(counts):
+    return ", ".join(f"{name} ({n})" for name, n in counts.most_common(20)) + (", …" if len(counts) > 20 else "")
 
 # %% ../nbs/07a_geolora_model.ipynb #2447b0fa
 class GeoLoRAModel(nn.Module):
@@ -264,7 +288,7 @@ class GeoLoRAModel(nn.Module):
         base:nn.Module, # frozen and adapted in place
         config:GeoLoRAConfig|None=None,
         target_modules:Sequence[str]|str="Linear", # classes, modules or ends of their names, regular expressions
-        modules_to_save:Sequence[str]=(), # modules that train as they are, as a new head; they are exported with the adapters
+        modules_to_save:Sequence[str]=(), # modules that train as they are, as a new head; exported with the adapters
     ):
         super().__init__()
         targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
@@ -272,11 +296,13 @@ class GeoLoRAModel(nn.Module):
         self.config = config or GeoLoRAConfig()
         _check_base(base)
         found = _find(base, targets)
-        heads = {name: module for name, module in base.named_modules() if any(name == t or name.endswith(f".{t}") for t in saved)}
+        heads = {name: module for name, module in base.named_modules()
+                 if any(name == t or name.endswith(f".{t}") for t in saved)}
         _check_found(base, found, heads, saved, self.config)
         base.requires_grad_(False)
         for head in heads.values(): head.requires_grad_(True)
-        for seed, (name, module) in enumerate(found.items()): _replace(base, name, GeoLoRALinear(module, self.config, seed).train(module.training))
+        for seed, (name, module) in enumerate(found.items()):
+            _replace(base, name, GeoLoRALinear(module, self.config, seed).train(module.training))
         self.base, self.modules_to_save = base, list(heads)
         _serve_checkpointing(base)
 
@@ -331,14 +357,21 @@ class GeoLoRAModel(nn.Module):
 # %% ../nbs/07a_geolora_model.ipynb #a7fcd99a
 def _check_base(base):
     if not isinstance(base, nn.Module): raise ValueError(f"base is a {type(base).__name__}; expected a torch.nn.Module")
-    if _weight_shape(base) is not None: raise ValueError(f"base is a {type(base).__name__} itself, with no place to put an adapter into; wrap it: nn.Sequential(base)")
-    if layers_of(base): raise ValueError(f"{next(iter(layers_of(base)))} is adapted already; take the GeoLoRAModel that did it, or its .merge() first")
+    if _weight_shape(base) is not None:
+        raise ValueError(f"base is a {type(base).__name__} itself, with no place to put an adapter into; "
+                         "wrap it: nn.Sequential(base)")
+    if layers_of(base):
+        raise ValueError(f"{next(iter(layers_of(base)))} is adapted already; "
+                         "take the GeoLoRAModel that did it, or its .merge() first")
     if odd := [name for name, module in base.named_modules() if hasattr(module, "base_layer")]:
-        raise ValueError(f"{odd[0]} is a {type(base.get_submodule(odd[0])).__name__} that wraps another layer: merge or unload its adapter first (merge_and_unload() in PEFT)")
+        raise ValueError(f"{odd[0]} is a {type(base.get_submodule(odd[0])).__name__} that wraps another layer: "
+                         "merge or unload its adapter first (merge_and_unload() in PEFT)")
 
 def _check_found(base, found, heads, saved, config):
     if idle := [t for t in saved if not any(name == t or name.endswith(f".{t}") for name in heads)]:
-        raise ValueError(f"modules_to_save: {', '.join(map(repr, idle))} names no module; there are {_listed(Counter(name for name, _ in base.named_children()))}, and what is in them")
+        raise ValueError(f"modules_to_save: {', '.join(map(repr, idle))} names no module; "
+                         f"there are {_listed(Counter(name for name, _ in base.named_children()))}, "
+                         "and what is in them")
     if both := [name for name in found if any(name == head or name.startswith(f"{head}.") for head in heads)]:
         raise ValueError(f"{both[0]} is among the target_modules and in modules_to_save; leave it out of one of them")
     owners = defaultdict(list)
@@ -346,13 +379,20 @@ def _check_found(base, found, heads, saved, config):
     for name in [*found, *heads]:
         for p in base.get_submodule(name).parameters():
             others = [owner for owner in owners[id(p)] if not owner.startswith(f"{name}.")]
-            if others: raise ValueError(f"{name} shares a weight with {others[0]}: an adapter of one would not be one of the other. Leave {name} out, or untie them first")
+            if others:
+                raise ValueError(f"{name} shares a weight with {others[0]}: "
+                                 "an adapter of one would not be one of the other. "
+                                 f"Leave {name} out, or untie them first")
     inside = {name for name, module in base.named_modules() if isinstance(module, nn.MultiheadAttention)}
     if odd := [name for name in found if name.rpartition(".")[0] in inside]:
-        raise ValueError(f"{odd[0]} belongs to a nn.MultiheadAttention, which reads its weight and never calls it: an adapter would do nothing. Leave it out")
-    least = config.rank_min * sum((len_m + len_n + 1) if config.budget_unit == "params" else 1 for len_m, len_n in map(_sizes, found.values()))
+        raise ValueError(f"{odd[0]} belongs to a nn.MultiheadAttention, which reads its weight and never calls it: "
+                         "an adapter would do nothing. Leave it out")
+    least = config.rank_min * sum((len_m + len_n + 1) if config.budget_unit == "params" else 1
+                                  for len_m, len_n in map(_sizes, found.values()))
     if config.global_budget is not None and config.global_budget < least:
-        raise ValueError(f"global_budget={config.global_budget} {config.budget_unit} is less than rank_min={config.rank_min} of {len(found)} layers take, {least}; raise it, or adapt fewer layers")
+        raise ValueError(f"global_budget={config.global_budget} {config.budget_unit} is less than "
+                         f"rank_min={config.rank_min} of {len(found)} layers take, {least}; "
+                         "raise it, or adapt fewer layers")
 
 def _sizes(module): # → (m, n)
     shape = _weight_shape(module) or (0,)
@@ -367,7 +407,8 @@ class _AskForGradients:
     def __init__(self, base): self.base = base
 
     def __call__(self, module, args, out):
-        checkpoints = self.base.training and torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", False) for m in self.base.modules())
+        checkpoints = (self.base.training and torch.is_grad_enabled()
+                       and any(getattr(m, "gradient_checkpointing", False) for m in self.base.modules()))
         if checkpoints and isinstance(out, Tensor): out.requires_grad_(True)
 
 def _serve_checkpointing(base):
@@ -381,18 +422,22 @@ def _to_lora(model):
         U, s, V = layer.factors()
         k, root = int((s > 0).sum()), s.sqrt()
         key = canonical(f"base_model.model.{name}")[1][0]
-        if k: updates[key] = LoRAUpdate((U * root)[:, :k].clone(), (root[:, None] * V.mT)[:k].clone(), 1.0, layer.weight_shape, layer.transposed)
+        if k:
+            updates[key] = LoRAUpdate((U * root)[:, :k].clone(), (root[:, None] * V.mT)[:k].clone(),
+                                      1.0, layer.weight_shape, layer.transposed)
     for name in model.modules_to_save:
         state = model.base.get_submodule(name).state_dict()
         heads |= {f"base_model.model.{name}.{key}": t.detach().clone() for key, t in state.items()}
-    return LoRA(updates, "geolora", format="peft", config={"modules_to_save": model.modules_to_save} if heads else None, passthrough=heads)
+    return LoRA(updates, "geolora", format="peft",
+                config={"modules_to_save": model.modules_to_save} if heads else None, passthrough=heads)
 
 @torch.no_grad()
 def _merge(model):
     for name, layer in model.layers.items():
         weight = layer.base_layer.weight
         if not weight.is_floating_point() or type(weight) is not nn.Parameter:
-            raise ValueError(f"{name} has a weight of {weight.dtype} ({type(weight).__name__}), into which nothing can be merged; save to_lora(), and merge it into the base in full precision")
+            raise ValueError(f"{name} has a weight of {weight.dtype} ({type(weight).__name__}), into which "
+                             "nothing can be merged; save to_lora(), and merge it into the base in full precision")
     for name, layer in model.layers.items():
         weight, (U, s, V) = layer.base_layer.weight, layer.factors()
         update = (U * s) @ V.mT
@@ -402,28 +447,37 @@ def _merge(model):
 
 # %% ../nbs/07a_geolora_model.ipynb #196b82c3
 def _from_lora(cls, base, lora, config):
-    names = {canonical(f"base_model.model.{name}")[1][0]: name for name, module in base.named_modules() if _weight_shape(module) is not None}
+    names = {canonical(f"base_model.model.{name}")[1][0]: name
+             for name, module in base.named_modules() if _weight_shape(module) is not None}
     if odd := [m for m in lora if m not in names]:
-        raise ValueError(f"{len(odd)} of {len(lora)} modules of the adapter are not in this base, first {odd[0]}; the base has {', '.join(list(names)[:5]) or 'no layer that can be adapted'}, …")
+        raise ValueError(f"{len(odd)} of {len(lora)} modules of the adapter are not in this base, first {odd[0]}; "
+                         f"the base has {', '.join(list(names)[:5]) or 'no layer that can be adapted'}, …")
     svds = {names[m]: u.svd() for m, u in lora.items()}
-    if not any(len(svd.S) for svd in svds.values()): raise ValueError("this adapter has no update to go on from; GeoLoRAModel(base, config, target_modules=[…]) starts anew")
+    if not any(len(svd.S) for svd in svds.values()):
+        raise ValueError("this adapter has no update to go on from; "
+                         "GeoLoRAModel(base, config, target_modules=[…]) starts anew")
     most = max(len(svd.S) for svd in svds.values())
     if config.rank_max is None: config = replace(config, rank_max=max(most + config.slack, 4 * config.rank_init, 32))
-    if most > config.rank_max: raise ValueError(f"the adapter has rank {most}, and rank_max={config.rank_max}; raise it, or resize(lora, rank={config.rank_max}) first")
+    if most > config.rank_max:
+        raise ValueError(f"the adapter has rank {most}, and rank_max={config.rank_max}; "
+                         f"raise it, or resize(lora, rank={config.rank_max}) first")
     heads = (lora.config or {}).get("modules_to_save") or []
     model = cls(base, config, ["|".join(map(re.escape, svds))], heads)
     for name, layer in model.layers.items():
         U, S, Vh = svds[name]
         if U.shape[0] != len(layer.U) or Vh.shape[1] != len(layer.V):
-            raise ValueError(f"{name} is {len(layer.U)} × {len(layer.V)} in this base and {len(U)} × {Vh.shape[1]} in the adapter")
+            raise ValueError(f"{name} is {len(layer.U)} × {len(layer.V)} in this base "
+                             f"and {len(U)} × {Vh.shape[1]} in the adapter")
         if len(S): layer.set_factors(U, S, Vh.mT, len(S))
     state = {key.removeprefix("base_model.model."): t for key, t in lora.passthrough.items()}
-    base.load_state_dict({key: t for key, t in state.items() if any(key.startswith(f"{name}.") for name in model.modules_to_save)}, strict=False)
+    base.load_state_dict({key: t for key, t in state.items()
+                          if any(key.startswith(f"{name}.") for name in model.modules_to_save)}, strict=False)
     return model
 
 def _truncate(model, loss, rules):
     given = {name: value for name, value in rules.items() if value is not None}
-    if len(given) != 1: raise ValueError(f"truncate took {', '.join(given) or 'nothing'}; expected one of tau, rank and budget")
+    if len(given) != 1:
+        raise ValueError(f"truncate took {', '.join(given) or 'nothing'}; expected one of tau, rank and budget")
     ((rule, value),) = given.items()
     layers, c, training = list(model.layers.values()), model.config, model.base.training
     now, rows = [layer.rank for layer in layers], []
@@ -431,16 +485,22 @@ def _truncate(model, loss, rules):
     def ranks(value):
         if rule == "rank": return [min(value, k) for k in now]
         if rule == "tau": return [max(int(least_rank(s, value)), min(c.rank_min, len(s))) for s in spectra]
-        return budget_ranks(spectra, [layer.price if c.budget_unit == "params" else 1 for layer in layers], value, [min(c.rank_min, k) for k in now], now)
+        return budget_ranks(spectra, [layer.price if c.budget_unit == "params" else 1 for layer in layers],
+                            value, [min(c.rank_min, k) for k in now], now)
     model.base.eval()
-    for at, kept in [(math.nan, now), *((v, ranks(v)) for v in (value if isinstance(value, (list, tuple)) else [value]))]:
+    for at, kept in [(math.nan, now),
+                     *((v, ranks(v)) for v in (value if isinstance(value, (list, tuple)) else [value]))]:
         for layer, k in zip(layers, kept): layer.rank = k
-        dropped = sum(float(s[k:].square().sum()) for s, k in zip(spectra, kept)) / (sum(float(s.square().sum()) for s in spectra) or 1)
-        with torch.no_grad(): rows.append({rule: at, "rank": sum(kept), "n_trainable": model.n_trainable, "rel_error": dropped ** 0.5} | ({"loss": float(loss())} if loss else {}))
+        dropped = (sum(float(s[k:].square().sum()) for s, k in zip(spectra, kept))
+                   / (sum(float(s.square().sum()) for s in spectra) or 1))
+        with torch.no_grad():
+            rows.append({rule: at, "rank": sum(kept), "n_trainable": model.n_trainable, "rel_error": dropped ** 0.5}
+                        | ({"loss": float(loss())} if loss else {}))
     model.base.train(training)
     for layer, k in zip(layers, now): layer.rank = k
     if not isinstance(value, (list, tuple)):
-        for layer, k in zip(layers, kept): layer.set_factors(*(x[..., :k].clone() for x in (layer.U, layer.s, layer.V)), k)
+        for layer, k in zip(layers, kept):
+            layer.set_factors(*(x[..., :k].clone() for x in (layer.U, layer.s, layer.V)), k)
     import pandas as pd
     return pd.DataFrame(rows)
 
@@ -456,8 +516,10 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         self.config, self.skipped = next(iter(self.layers.values())).config, 0
         c, factors = self.config, [p for layer in self.layers.values() for p in (layer.U, layer.V)]
         others = [p for p in model.parameters() if p.requires_grad and all(p is not q for q in factors)]
-        groups = [dict(params=factors, n_steps=0, num_training_steps=num_training_steps)] + ([dict(params=others)] if others else [])
-        super().__init__(groups, dict(lr=c.learning_rate if lr is None else lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay))
+        groups = ([dict(params=factors, n_steps=0, num_training_steps=num_training_steps)]
+                  + ([dict(params=others)] if others else []))
+        super().__init__(groups, dict(lr=c.learning_rate if lr is None else lr,
+                                      betas=c.betas, eps=c.eps, weight_decay=c.weight_decay))
         self._seen, self._fresh, self._said = {name: layer.moved for name, layer in self.layers.items()}, False, set()
         for layer in self.layers.values(): _OPTIMIZERS[layer] = weakref.ref(self)
 
@@ -481,11 +543,13 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
             with torch.enable_grad(): loss = closure()
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not grads:
-            self._say("idle", "no adapter has a gradient, so this step moves nothing; was there a backward pass, through layers whose inputs or weights ask for gradients?")
+            self._say("idle", "no adapter has a gradient, so this step moves nothing; "
+                      "was there a backward pass, through layers whose inputs or weights ask for gradients?")
             return loss
         if not torch.stack([grad.sum().to(grads[0].device) for grad in grads]).isfinite().all():
             self.skipped += 1
-            self._say("skipped", "a gradient is NaN or infinite: this step is skipped, as all such will be (GeoLoRAOptimizer.skipped counts them)")
+            self._say("skipped", "a gradient is NaN or infinite: "
+                      "this step is skipped, as all such will be (GeoLoRAOptimizer.skipped counts them)")
             return loss
         with torch.autocast(grads[0].device.type, enabled=False): self._move_adapters(self.param_groups[0])
         for group in self.param_groups[1:]: _adamw(group, self.state)
@@ -499,7 +563,8 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         factors = {id(p) for layer in self.layers.values() for p in (layer.U, layer.V)} if self.param_groups else set()
         params = param_group.get("params", ())
         if any(id(p) in factors for p in ([params] if isinstance(params, Tensor) else list(params))):
-            raise ValueError("adapters stay in one group, with one learning rate: U, s and V of a layer move together, and layers of one shape at once. Take their lr from param_groups[0]")
+            raise ValueError("adapters stay in one group, with one learning rate: U, s and V of a layer move together, "
+                             "and layers of one shape at once. Take their lr from param_groups[0]")
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict):
@@ -509,7 +574,9 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         for name, layer in self.layers.items():
             for p in (layer.U, layer.V):
                 if p in self.state and len(self.state[p]["m"]) != len(p):
-                    raise ValueError(f"this state is of another model: the moments of {name} have {len(self.state[p]['m'])} rows, and the layer has {len(p)}")
+                    raise ValueError("this state is of another model: "
+                                     f"the moments of {name} have {len(self.state[p]['m'])} rows, "
+                                     f"and the layer has {len(p)}")
         self._fresh = True # the moments belong to factors that may be loaded before or after
 
     def _move_adapters(self, group):
@@ -530,17 +597,22 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         if c.truncation_strategy == "local_threshold":
             for name, layer in self.layers.items():
                 if layer.rank == layer.capacity < min(len(layer.U), len(layer.V)):
-                    self._say("capacity", f"{name} uses all of its {layer.capacity} columns, which rank_max sets: it may want more, or tau less")
+                    self._say("capacity", f"{name} uses all of its {layer.capacity} columns, which rank_max sets: "
+                              "it may want more, or tau less")
 
     def _live(self): # layers that have gradients
         params = iter(self.param_groups[0]["params"])
         for (name, layer), U, V in zip(self.layers.items(), params, params):
             if layer.U is not U or layer.V is not V:
-                raise ValueError(f"the parameters of {name} are others than when this optimizer was built; build it after whatever replaces them (to_empty, load_state_dict(assign=True), wrapping)")
+                raise ValueError(f"the parameters of {name} are others than when this optimizer was built; "
+                                 "build it after whatever replaces them "
+                                 "(to_empty, load_state_dict(assign=True), wrapping)")
             if U.dtype not in (torch.float32, torch.float64):
-                raise ValueError(f"the adapter of {name} is {U.dtype}; keep adapters in float32: convert the base before GeoLoRAModel, or use autocast")
+                raise ValueError(f"the adapter of {name} is {U.dtype}; "
+                                 "keep adapters in float32: convert the base before GeoLoRAModel, or use autocast")
             if layer.moved != self._seen[name] and not self._fresh:
-                for p in (U, V): self.state.pop(p, None) # a file has put other factors in the place of those that the moments are of
+                # a file has put other factors in the place of those that the moments are of
+                for p in (U, V): self.state.pop(p, None)
             self._seen[name] = layer.moved
         self._fresh = False
         return [layer for layer in self.layers.values() if layer.U.grad is not None]
@@ -549,15 +621,18 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         still = [layer for layer in self.layers.values() if layer.U.grad is None] # they hold their share of a budget
         spectra, all_ = spectra + [layer.s[:layer.width].cpu() for layer in still], layers + still
         most = [layer.capacity for layer in layers] + [layer.rank for layer in still]
-        return TRUNCATIONS[self.config.truncation_strategy](spectra, [layer.price for layer in all_], most, self.config)[:len(layers)]
+        return TRUNCATIONS[self.config.truncation_strategy](spectra, [layer.price for layer in all_],
+                                                            most, self.config)[:len(layers)]
 
     def _open(self, layers, group): # the stepped matrices of layers of one shape, and the moments of both factors
         c, k = self.config, max(layer.width for layer in layers)
         U, s, V = (torch.stack([getattr(layer, x).detach()[..., :k] for layer in layers]) for x in ("U", "s", "V"))
         (D_K, *moments_K), (D_L, *moments_L) = (self._direction(layers, x, k, group) for x in ("U", "V"))
         norms = [layer.base_norm or math.inf for layer in layers]
-        largest = None if c.max_rel_update is None else c.max_rel_update * torch.tensor(norms, dtype=torch.float64, device=U.device)
-        new = stepped(U, s.diag_embed(), V, D_K, D_L, group["lr"], c.epsilon_resid, largest, group["lr"] * group["weight_decay"])
+        largest = (None if c.max_rel_update is None
+                   else c.max_rel_update * torch.tensor(norms, dtype=torch.float64, device=U.device))
+        new = stepped(U, s.diag_embed(), V, D_K, D_L, group["lr"], c.epsilon_resid,
+                      largest, group["lr"] * group["weight_decay"])
         return new, (U, V, moments_K, moments_L)
 
     def _direction(self, layers, x, k, group):
@@ -565,11 +640,13 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         G = torch.stack([p.grad[:, :k] for p in params])
         if not self.config.use_small_matrix_optimizer: return G, None, None, None
         for p, layer in zip(params, layers):
-            if not self.state[p]: self.state[p] = dict(step=0, m=p.new_zeros(len(p), layer.width), v=p.new_zeros(len(p)))
+            if not self.state[p]:
+                self.state[p] = dict(step=0, m=p.new_zeros(len(p), layer.width), v=p.new_zeros(len(p)))
         states, widths = [self.state[p] for p in params], [layer.width for layer in layers]
         m = torch.stack([_widened(state["m"][:, :width], k) for state, width in zip(states, widths)]).to(G)
         steps = torch.tensor([state["step"] + 1 for state in states], device=G.device)
-        D, m, v = adam_direction(m, torch.stack([state["v"] for state in states]).to(G), G, torch.tensor(widths, device=G.device), steps, group["betas"], group["eps"])
+        D, m, v = adam_direction(m, torch.stack([state["v"] for state in states]).to(G), G,
+                                 torch.tensor(widths, device=G.device), steps, group["betas"], group["eps"])
         return D, m, v, steps.tolist()
 
     def _close(self, layers, new, moments, ranks, widths):
@@ -580,7 +657,8 @@ class GeoLoRAOptimizer(torch.optim.Optimizer):
         there = (new.s > rounding).sum(-1).tolist()
         for i, (layer, width) in enumerate(zip(layers, widths)):
             if there[i] < width: # what the core does not have is drawn, with coefficient 0
-                g = torch.Generator().manual_seed(((layer.seed + 1) * 0x9E3779B1 + self.n_steps) % 2 ** 32) # others than those of the start
+                # others than those of the start
+                g = torch.Generator().manual_seed(((layer.seed + 1) * 0x9E3779B1 + self.n_steps) % 2 ** 32)
                 for Q in (U_new[i], V_new[i]): _refill(Q, there[i], width, g)
                 s_new[i, there[i]:] = 0
             layer.set_factors(U_new[i, :, :width], s_new[i, :width], V_new[i, :, :width], ranks[i])
@@ -609,20 +687,26 @@ def _adamw(group, state):
         at["m"].lerp_(p.grad, 1 - b1)
         at["v"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
         size = (at["v"] / (1 - b2 ** at["step"])).sqrt_().add_(group["eps"])
-        p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(at["m"], size, value=-group["lr"] / (1 - b1 ** at["step"]))
+        p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(at["m"], size,
+                                                                 value=-group["lr"] / (1 - b1 ** at["step"]))
 
 _OPTIMIZERS = weakref.WeakKeyDictionary() # layer → weak reference to the optimizer that moves it
 
 def _layers_to_move(model):
     if not isinstance(model, nn.Module):
-        raise ValueError(f"GeoLoRAOptimizer takes the model, not its parameters or groups of them ({type(model).__name__} came): U, s and V of a layer move together. "
+        raise ValueError(f"GeoLoRAOptimizer takes the model, not its parameters or groups of them "
+                         f"({type(model).__name__} came): U, s and V of a layer move together. "
                          "Heads have a group of their own afterwards: optimizer.param_groups[1]['lr'] = …")
     layers = layers_of(model.base if isinstance(model, GeoLoRAModel) else model)
-    if not layers: raise ValueError(f"{type(model).__name__} has no GeoLoRALinear layer; wrap it first: GeoLoRAModel(base, config, target_modules=[…]), then GeoLoRAOptimizer(model)")
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no GeoLoRALinear layer; "
+                         "wrap it first: GeoLoRAModel(base, config, target_modules=[…]), then GeoLoRAOptimizer(model)")
     for name, layer in layers.items():
         other = _OPTIMIZERS.get(layer)
         if other is not None and other() is not None:
-            raise ValueError("this model has a GeoLoRAOptimizer already, and two would each move the other's bases away; go on with that one, or `del` it first")
+            raise ValueError("this model has a GeoLoRAOptimizer already, "
+                             "and two would each move the other's bases away; go on with that one, or `del` it first")
         if not (layer.U.requires_grad and layer.V.requires_grad):
-            raise ValueError(f"U or V of {name} is frozen; call requires_grad_(True) on both (GeoLoRAModel freezes the base by itself)")
+            raise ValueError(f"U or V of {name} is frozen; "
+                             "call requires_grad_(True) on both (GeoLoRAModel freezes the base by itself)")
     return layers
