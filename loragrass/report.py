@@ -61,7 +61,8 @@ def _parts(what, labels):
         what = what.similarity
     K = np.asarray(getattr(what, "joint", what), dtype=float)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or not len(K):
-        raise ValueError(f"a kernel matrix of shape {K.shape}; expected (N, N), or what `similarity` or `cluster_merge` return")
+        raise ValueError(f"a kernel matrix of shape {K.shape}; "
+                         "expected (N, N), or what `similarity` or `cluster_merge` return")
     if labels is not None and len(labels) != len(K): raise ValueError(f"{len(labels)} labels for {len(K)} adapters")
     groups, names = pd.factorize(np.zeros(len(K), int) if labels is None else np.asarray(labels))
     texts = what.names if isinstance(what, Similarity) else [str(i) for i in range(len(K))]
@@ -78,7 +79,8 @@ def plot_gram(
     "Similarity of all pairs, sorted by group"
     K, names, groups, group_names, _ = _parts(what, labels)
     ax, order, off = _axes(ax, 3.8), np.argsort(groups, kind="stable"), K[~np.eye(len(K), dtype=bool)]
-    image = ax.imshow(K[np.ix_(order, order)], cmap="cividis", vmin=off.min(initial=0), vmax=off.max(initial=1e-12), interpolation="none")
+    image = ax.imshow(K[np.ix_(order, order)], cmap="cividis", vmin=off.min(initial=0),
+                      vmax=off.max(initial=1e-12), interpolation="none")
     bar = ax.figure.colorbar(image, ax=ax, label="similarity (diagonal: 1)", extend="max")
     if chance is not None:
         bar.ax.axhline(chance, color="white", lw=3); bar.ax.axhline(chance, color="black", lw=1)
@@ -120,7 +122,8 @@ def plot_map(
     ax.scatter(*X[medoids].T, s=110, facecolors="none", edgecolors=matplotlib.rcParams["text.color"], linewidths=1)
     ax.set(xlabel=f"axis 1 ({share[0]:.0%} of the variance)", ylabel=f"axis 2 ({share[1]:.0%})")
     title = "group · medoid" if len(medoids) else "group"
-    if 1 < len(group_names) <= 16: ax.legend(title=title, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if 1 < len(group_names) <= 16:
+        ax.legend(title=title, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #829f2fb9
@@ -128,7 +131,8 @@ def _random_angles(n, k, l, draws=200):
     "Mean principal angles [rad] of random subspaces, in O((k + l) l²) a draw whatever n"
     rng, rows = np.random.default_rng(0), min(n - k, l)
     A, R = rng.standard_normal((draws, k, l)), np.triu(rng.standard_normal((draws, rows, l)), 1)
-    R[:, range(rows), range(rows)] = np.sqrt(rng.chisquare(n - k - np.arange(rows), (draws, rows))) # R of a Gaussian matrix of n − k rows (Bartlett 1933)
+    # R of a Gaussian matrix of n − k rows (Bartlett 1933)
+    R[:, range(rows), range(rows)] = np.sqrt(rng.chisquare(n - k - np.arange(rows), (draws, rows)))
     Q = np.linalg.qr(np.concatenate([A, R], 1)).Q
     return np.arccos(np.clip(np.linalg.svd(Q[:, :k], compute_uv=False), 0, 1)).mean(0)
 
@@ -142,22 +146,27 @@ def plot_angles(
 )->Axes:
     "Principal angles of the modules of two adapters, beside those of random subspaces"
     modules, random = [m for m in a if m in b], {}
-    if not modules: raise ValueError(f"{a.name or 'the first adapter'} and {b.name or 'the second'} share no module; they are for different base models")
+    if not modules:
+        raise ValueError(f"{a.name or 'the first adapter'} and {b.name or 'the second'} share no module; "
+                         "they are for different base models")
     ax, marks = _axes(ax, _height(len(modules))), []
     for y, m in enumerate(modules):
         X, Y = a[m].basis(side), b[m].basis(side)
         if X.shape[0] != Y.shape[0]:
-            raise ValueError(f"{m}: ambient dimensions differ: {X.shape[0]} and {Y.shape[0]}; these adapters are for different base models")
+            raise ValueError(f"{m}: ambient dimensions differ: {X.shape[0]} and {Y.shape[0]}; "
+                             "these adapters are for different base models")
         dims = X.shape[0], *sorted((X.shape[1], Y.shape[1]))
         if 0 in dims: continue # an update that is zero has no directions
         if dims not in random: random[dims] = _random_angles(*dims)
         chance, theta = random[dims], principal_angles(X, Y)
-        marks = [*ax.plot(chance, np.full(len(chance), y + 0.25), "|", color=COLORS[6], ms=7), *ax.plot(theta, np.full(len(theta), y), "o", color=COLORS[0], ms=4)]
+        marks = [*ax.plot(chance, np.full(len(chance), y + 0.25), "|", color=COLORS[6], ms=7),
+                 *ax.plot(theta, np.full(len(theta), y), "o", color=COLORS[0], ms=4)]
     ax.axvline(np.pi / 2, color=COLORS[6], lw=0.8, ls=":")
     ax.set(xlabel=f"principal angle of the {side} subspaces [rad]", xlim=(0, 1.62), ylim=(len(modules) - 0.4, -0.6))
     if len(modules) <= 40: ax.set_yticks(range(len(modules)), [_text(m) for m in modules])
     else: ax.set_ylabel(f"{len(modules)} modules, in the order of the file")
-    ax.legend(marks, ["random subspaces", "these two"][:len(marks)], fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    ax.legend(marks, ["random subspaces", "these two"][:len(marks)], fontsize="small",
+              loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #17fcf44c
@@ -169,7 +178,8 @@ def plot_evidence(
     "Log evidence of each number of groups, over the likeliest"
     found = what.clusters if isinstance(what, ClusterMerge) else what
     if not isinstance(found, Levels) or found.evidence is None or len(found.evidence) < 2:
-        raise ValueError("there is no evidence of a number of groups: it needs two adapters, and cluster with n_clusters='auto'")
+        raise ValueError("there is no evidence of a number of groups: "
+                         "it needs two adapters, and cluster with n_clusters='auto'")
     ax, k = _axes(ax, 2.6), int(found.labels.max()) + 1
     above = found.evidence - found.evidence.max()
     ax.plot(above.index, above.clip(lower=-20), "-", color=COLORS[0], marker="o", ms=4)
@@ -215,7 +225,8 @@ def plot_dendrogram(
     ax.add_collection(LineCollection(lines, colors=colors, linewidths=1))
     for g in range(k):
         here = result.labels == g
-        ax.scatter(np.full(here.sum(), high), at[here], s=min(28, 3000 / N), linewidths=0, clip_on=False, zorder=3, **_style(g))
+        ax.scatter(np.full(here.sum(), high), at[here], s=min(28, 3000 / N),
+                   linewidths=0, clip_on=False, zorder=3, **_style(g))
     ends = np.r_[high, height, low]
     ax.axvline(ends[N - k:N - k + 2].mean(), color=matplotlib.rcParams["text.color"], ls="--", lw=1, label=f"cut: {k}")
     ax.set(xlabel="mean log odds", xlim=(high, low), ylim=(N - 0.5, -0.5))
@@ -258,7 +269,8 @@ def plot_silhouettes(
     "Silhouette of each number of groups, and what chance reaches"
     found = what.clusters if isinstance(what, ClusterMerge) else what
     if found.silhouette is None or found.shuffled is None:
-        raise ValueError("the number of groups was given, or there are fewer than four adapters: there is no curve; cluster with n_clusters='auto'")
+        raise ValueError("the number of groups was given, or there are fewer than four adapters: there is no curve; "
+                         "cluster with n_clusters='auto'")
     ax, k = _axes(ax, 2.6), int(found.labels.max()) + 1
     ax.plot(found.silhouette.index, found.silhouette, "-", color=COLORS[0], marker="o", ms=4)
     ax.axhline(found.shuffled, color=COLORS[6], ls=":", label="largest of 20 shuffles")
@@ -277,9 +289,13 @@ def plot_scores(
     if lacking := {"task", "lowest", "highest", "mean", "all_in_one", "base"} - set(scores):
         raise ValueError(f"scores have no column {', '.join(sorted(lacking))}; expected what `score_groups` returns")
     ax, y = _axes(ax, _height(len(scores))), np.arange(len(scores))
-    ax.hlines(y, scores.lowest, scores.highest, color=COLORS[4], lw=5, alpha=0.6, label="members, from lowest to highest")
-    marks = {"mean": ("their mean", COLORS[0], "D"), "all_in_one": ("all adapters in one", COLORS[3], "X"), "base": ("base alone", COLORS[6], "|")}
-    for column, (label, color, marker) in marks.items(): ax.plot(scores[column], y, ls="", ms=7, mew=1.2, label=label, color=color, marker=marker)
+    ax.hlines(y, scores.lowest, scores.highest, color=COLORS[4], lw=5,
+              alpha=0.6, label="members, from lowest to highest")
+    marks = {"mean": ("their mean", COLORS[0], "D"),
+             "all_in_one": ("all adapters in one", COLORS[3], "X"),
+             "base": ("base alone", COLORS[6], "|")}
+    for column, (label, color, marker) in marks.items():
+        ax.plot(scores[column], y, ls="", ms=7, mew=1.2, label=label, color=color, marker=marker)
     if len(y) <= 40: ax.set_yticks(y, [_text(f"{g} · {task}") for g, task in zip(scores.index, scores.task)])
     ax.set(xlabel="score", ylabel="group · task", ylim=(len(y) - 0.4, -0.6))
     ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
@@ -316,17 +332,21 @@ def plot_topics(
     "The documents of a corpus in a plane, by topic"
     ax, centred = _axes(ax, 3.4), what.vectors - what.vectors.mean(0)
     share = what.map.var(0) * len(centred) / max(np.square(centred).sum(), 1e-12)
-    if (out := what.map[what.labels < 0]).size: ax.scatter(*out.T, s=16, color=COLORS[6], marker="x", linewidths=1, label="in no topic")
+    if (out := what.map[what.labels < 0]).size:
+        ax.scatter(*out.T, s=16, color=COLORS[6], marker="x", linewidths=1, label="in no topic")
     for t, name in enumerate(what.names):
         ax.scatter(*what.map[what.labels == t].T, s=28, label=_text(name), alpha=0.85, linewidths=0, **_style(t))
     typical = [documents[0] for documents in what.representatives(1) if documents]
-    ax.scatter(*what.map[typical].T, s=110, facecolors="none", edgecolors=matplotlib.rcParams["text.color"], linewidths=1)
+    ax.scatter(*what.map[typical].T, s=110, facecolors="none",
+               edgecolors=matplotlib.rcParams["text.color"], linewidths=1)
     ax.set(xlabel=f"axis 1 ({share[0]:.0%} of the spread)", ylabel=f"axis 2 ({share[1]:.0%})")
-    if len(what) <= 16: ax.legend(title="topic", fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if len(what) <= 16:
+        ax.legend(title="topic", fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #6e06dd79
-__getattr__ = moved(__name__, score_groups="loragrass.cluster_merge.score_groups", html_report="loragrass.report_page.html_report")
+__getattr__ = moved(__name__, score_groups="loragrass.cluster_merge.score_groups",
+                    html_report="loragrass.report_page.html_report")
 
 # %% ../nbs/08_report.ipynb #157ca0df
 @checked
@@ -343,22 +363,26 @@ def plot_base_spectrum(
     for S, label, size, g in ((base, "base", 3, 0), (on.S, "update", 6, 3)):
         ax.plot(np.arange(1, len(S) + 1), S, ls="", ms=size, label=label, color=COLORS[g], marker=MARKERS[g])
     ax.axhline(edge, color=COLORS[6], lw=1, label="random matrix, edge")
-    ax.set(xlabel="number", ylabel="singular value", xscale="log", title=_text(f"{module}: {report.table.verdict[module]}", 60))
+    ax.set(xlabel="number", ylabel="singular value", xscale="log",
+           title=_text(f"{module}: {report.table.verdict[module]}", 60))
     ax.legend(fontsize="small", frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #5d0a0002
 @checked
 def plot_history(
-    history:Mapping|Sequence|pd.DataFrame, # name → a number an epoch, as `history_` is; or a list of numbers, or of one dict an epoch
+    history:Mapping|Sequence|pd.DataFrame, # name → a number an epoch, as `history_`; or a list of numbers or of dicts
     ax:Axes|None=None, # where to draw; default: a new figure
 )->Axes:
     "Losses and other numbers of training, epoch by epoch"
-    curves = history.items() if isinstance(history, Mapping) else pd.DataFrame(history).rename(columns={0: "loss"}).items()
+    curves = (history.items() if isinstance(history, Mapping)
+              else pd.DataFrame(history).rename(columns={0: "loss"}).items())
     try: frame = pd.DataFrame({str(name): pd.Series(list(values)) for name, values in curves if name != "n_params"})
     except TypeError: raise ValueError(f"expected name → a number an epoch, got {_text(history)}") from None
     ranks, frame = frame.get("ranks"), frame.select_dtypes("number")
-    if frame.empty: raise ValueError("a history without numbers; expected name → a number an epoch, as an encoder's history_ is after fit")
+    if frame.empty:
+        raise ValueError("a history without numbers; "
+                         "expected name → a number an epoch, as an encoder's history_ is after fit")
     epochs, frame = (frame.pop("epoch") if "epoch" in frame else frame.index + 1), frame.dropna(axis=1, how="all")
     ax = _axes(ax, 2.6)
     for g, name in enumerate(frame):
@@ -392,7 +416,8 @@ def plot_ablation(
     for g, ((condition, gauge), part) in enumerate(groups): # type: ignore[misc]
         found = part.groupby("representation").accuracy.agg(["mean", "std"]).reindex(names)
         y = np.arange(len(names)) + 0.7 * ((g + 0.5) / len(groups) - 0.5)
-        ax.errorbar(found["mean"], y, xerr=found["std"].fillna(0), ls="", ms=4, lw=1, label=f"{condition} {gauge}".strip(), **_style(g))
+        ax.errorbar(found["mean"], y, xerr=found["std"].fillna(0), ls="", ms=4,
+                    lw=1, label=f"{condition} {gauge}".strip(), **_style(g))
     ax.axvline(most, color=COLORS[6], ls=":", lw=1, label="majority")
     ax.set_yticks(range(len(names)), [_text(name) for name in names])
     ax.set(xlabel="accuracy, mean and sd over folds", xlim=(-0.02, 1.05), ylim=(len(names) - 0.4, -0.6))
