@@ -27,10 +27,13 @@ def _plain(text)->str:
 
 def _say(text): typer.echo(_flags(_plain(text)), err=True)
 
-_ARGUMENT = re.compile(r"\b(approx_rank|alpha|scale|dtype|format|side|kernel|embedding|method|clustering|weights|rescale|n_clusters|stand_in|root|tau|patience)(?:=(?:torch\.)?'?| ')(\w+)'?((?:,? or '\w+')*)")
+_ARGUMENT = re.compile(
+    r"\b(approx_rank|alpha|scale|dtype|format|side|kernel|embedding|method|clustering|weights|rescale|n_clusters|"
+    r"stand_in|root|tau|patience)(?:=(?:torch\.)?'?| ')(\w+)'?((?:,? or '\w+')*)")
 
 def _flags(text)->str:
-    "A message of the library with its arguments as the command spells them: approx_rank=N is --approx-rank N, side 'up' is --side up"
+    ("A message of the library with its arguments as the command spells them: "
+     "approx_rank=N is --approx-rank N, side 'up' is --side up")
     def spelled(m):
         name = "kernel" if m[1] == "embedding" else str(m[1]).replace("_", "-")
         return f"--{name} {m[2]}" + (m[3] or "").replace("'", "")
@@ -54,7 +57,8 @@ class _Commands(TyperGroup):
     def parse_args(self, ctx, args):
         "Options of reading may stand anywhere"
         front, rest, args = [], [], list(args)
-        takes = {option: 1 + (not p.is_flag) for p in self.params for option in p.opts if p.name in _READS} # type: ignore[attr-defined]
+        takes = {option: 1 + (not p.is_flag) # type: ignore[attr-defined]
+                 for p in self.params for option in p.opts if p.name in _READS}
         while args and args[0] != "--":
             option, equals, _ = args[0].partition("=")
             n = 1 if equals else takes.get(option, 1) # words that belong together
@@ -69,16 +73,20 @@ class _Commands(TyperGroup):
             warnings.showwarning = lambda message, *args, **kwargs: _say(f"warning: {message}")
             try: return super().invoke(ctx)
             except BrokenPipeError: # who read from this has what was wanted, unless something was still to be written
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # so that nothing complains when Python leaves
-                raise typer.Exit(0 if ctx.invoked_subcommand in ("inspect", "compare", "cluster", "nearest") else 1) from None
-            except OSError as e: _say(f"error: {e.filename}: {e.strerror}" if e.filename and e.strerror else f"error: {e}")
+                # so that nothing complains when Python leaves
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(0 if ctx.invoked_subcommand in ("inspect", "compare", "cluster", "nearest")
+                                 else 1) from None
+            except OSError as e:
+                _say(f"error: {e.filename}: {e.strerror}" if e.filename and e.strerror else f"error: {e}")
             except ValueError as e: _say(f"error: {e}") # LoRAFormatError is one
             raise typer.Exit(1)
 
 # %% ../nbs/09_cli.ipynb #0ec4a3f7
 def _cell(value)->str:
     "A value in a table"
-    if isinstance(value, float): return "" if value != value else f"{value if abs(value) > 1e-12 else 0:.3g}" # what is below is rounding
+    # what is below is rounding
+    if isinstance(value, float): return "" if value != value else f"{value if abs(value) > 1e-12 else 0:.3g}"
     if isinstance(value, (tuple, list)): return " × ".join(map(str, value))
     return "" if value is None else _plain(value)
 
@@ -88,7 +96,8 @@ def _table(rows:Iterable[Mapping], title:str=""):
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-    rows, table = list(rows), Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    rows, table = (list(rows), Table(title=Text(title) if title else None, title_justify="left",
+                                     box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False))
     for name in dict.fromkeys(name for row in rows for name in row):
         number = all(isinstance(row.get(name), (int, float)) for row in rows)
         table.add_column(name, justify="right" if number else "left", overflow="fold")
@@ -105,7 +114,8 @@ def _records(frame)->list[dict]:
     return json.loads(frame.reset_index().to_json(orient="records", double_precision=15))
 
 # %% ../nbs/09_cli.ipynb #4c6993fe
-app = _App(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = _App(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False,
+           context_settings={"help_option_names": ["-h", "--help"]})
 
 def _version(asked:bool):
     if asked: typer.echo(f"loragrass {importlib.metadata.version('loragrass')}"); raise typer.Exit()
@@ -119,23 +129,33 @@ def _limits(words)->dict[str, int]:
     if pairs:
         from loragrass.lora_io import LIMITS
         for name, n in pairs.items():
-            if name not in LIMITS or not n.isdecimal(): raise typer.BadParameter(f"--limit {name}={n}: expected NAME=N, of {', '.join(LIMITS)}")
+            if name not in LIMITS or not n.isdecimal():
+                raise typer.BadParameter(f"--limit {name}={n}: expected NAME=N, of {', '.join(LIMITS)}")
     return {name: int(n) for name, n in pairs.items()}
 
 @app.callback()
 def main(
     ctx:typer.Context,
-    version:Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")]=False,
-    drop_bad:Annotated[bool, typer.Option("--drop-bad", rich_help_panel=_READING, help="Leave modules with NaN out.")]=False,
-    ignore_magnitude:Annotated[bool, typer.Option("--ignore-magnitude", rich_help_panel=_READING, help="Read DoRA as plain LoRA, which changes it.")]=False,
-    approx_rank:Annotated[int|None, typer.Option(min=1, rich_help_panel=_READING, help="Approximate what is not low rank (LoKr, LoHa) by this rank.")]=None,
-    alpha:Annotated[float|None, typer.Option(rich_help_panel=_READING, help="Scale alpha / rank, where a file names no scale.")]=None,
+    version:Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                         help="Print the version and leave.")]=False,
+    drop_bad:Annotated[bool, typer.Option("--drop-bad", rich_help_panel=_READING,
+                                          help="Leave modules with NaN out.")]=False,
+    ignore_magnitude:Annotated[bool, typer.Option("--ignore-magnitude", rich_help_panel=_READING,
+                                                  help="Read DoRA as plain LoRA, which changes it.")]=False,
+    approx_rank:Annotated[int|None, typer.Option(
+        min=1, rich_help_panel=_READING, help="Approximate what is not low rank (LoKr, LoHa) by this rank.")]=None,
+    alpha:Annotated[float|None, typer.Option(rich_help_panel=_READING,
+                                             help="Scale alpha / rank, where a file names no scale.")]=None,
     scale:Annotated[float|None, typer.Option(rich_help_panel=_READING, help="Scale, where a file names none.")]=None,
-    limit:Annotated[list[str]|None, typer.Option(metavar="NAME=N", rich_help_panel=_READING, help="Raise a limit that a refusal names: rank=8192. May be repeated.")]=None,
+    limit:Annotated[list[str]|None, typer.Option(
+        metavar="NAME=N", rich_help_panel=_READING,
+        help="Raise a limit that a refusal names: rank=8192. May be repeated.")]=None,
 ):
     "See what is inside LoRA adapters: compare, group, average and merge them."
-    for stream in (sys.stdout, sys.stderr): getattr(stream, "reconfigure", dict)(errors="backslashreplace") # a terminal that knows ASCII only
-    ctx.obj = dict(drop_bad=drop_bad, ignore_magnitude=ignore_magnitude, approx_rank=approx_rank, alpha=alpha, scale=scale, limits=_limits(limit))
+    # a terminal that knows ASCII only
+    for stream in (sys.stdout, sys.stderr): getattr(stream, "reconfigure", dict)(errors="backslashreplace")
+    ctx.obj = dict(drop_bad=drop_bad, ignore_magnitude=ignore_magnitude,
+                   approx_rank=approx_rank, alpha=alpha, scale=scale, limits=_limits(limit))
 
 # %% ../nbs/09_cli.ipynb #0388bf7c
 def _bar(items, desc):
@@ -173,39 +193,49 @@ def _load_together(paths, options):
 
 def _named(paths, skipped)->str:
     "Those of the paths that were asked for by name and not read"
-    return ", ".join(str(p) for p in paths if any(e.path and Path(e.path) in (p, *(p / name for name in ("adapter_config.json", "adapter_model.safetensors"))) for e in skipped))
+    return ", ".join(str(p) for p in paths
+                     if any(e.path and Path(e.path) in (p, *(p / name for name in ("adapter_config.json",
+                                                                                "adapter_model.safetensors")))
+                            for e in skipped))
 
 def _done(paths, skipped):
     "Exit code 1 where something that was named is not in the answer"
-    if named := _named(paths, skipped): _say(f"error: done without {named}, which could not be read"); raise typer.Exit(1)
+    if named := _named(paths, skipped):
+        _say(f"error: done without {named}, which could not be read"); raise typer.Exit(1)
 
 # %% ../nbs/09_cli.ipynb #146be154
 def _summary(lora, frame)->dict:
     "An adapter as a row, ranges as pairs; None where modules are not measured"
     def known(x): return None if x != x else x
     def span(name): return [known(frame[name].min().item()), known(frame[name].max().item())]
-    return {"adapter": str(lora.path or lora.name), "format": lora.format, "arch": lora.arch, "modules": len(lora), "rank": span("rank"), "effective_rank": span("effective_rank"),
-            "scale": span("scale"), "dtype": ", ".join(sorted(set(frame.dtype))), "norm": known(float((frame.norm ** 2).sum(skipna=False) ** 0.5)), "remarks": [issue._asdict() for issue in lora.issues]}
+    return {"adapter": str(lora.path or lora.name), "format": lora.format, "arch": lora.arch,
+            "modules": len(lora), "rank": span("rank"), "effective_rank": span("effective_rank"),
+            "scale": span("scale"), "dtype": ", ".join(sorted(set(frame.dtype))),
+            "norm": known(float((frame.norm ** 2).sum(skipna=False) ** 0.5)),
+            "remarks": [issue._asdict() for issue in lora.issues]}
 
 def _row(lora, frame)->dict:
     "The same for people"
     row = _summary(lora, frame)
-    for name in ("rank", "effective_rank", "scale"): row[name] = "–".join(dict.fromkeys(f"{x:.3g}" if isinstance(x, float) else _cell(x) for x in row[name]))
+    for name in ("rank", "effective_rank", "scale"):
+        row[name] = "–".join(dict.fromkeys(f"{x:.3g}" if isinstance(x, float) else _cell(x) for x in row[name]))
     return row | {"remarks": " ".join(dict.fromkeys(issue.code for issue in lora.issues))}
 
 @app.command(epilog="Example:  loragrass inspect adapters/")
 def inspect(
     ctx:typer.Context,
     paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters, or folders to search for them.")],
-    modules:Annotated[bool, typer.Option("--modules", help="A row for each module; so it is for a single adapter.")]=False,
+    modules:Annotated[bool, typer.Option("--modules",
+                                         help="A row for each module; so it is for a single adapter.")]=False,
     as_json:Annotated[bool, typer.Option("--json", help="One JSON document.")]=False,
 ):
     "What each adapter is: format, base model, modules, ranks, scales, norm, oddities."
     warnings.simplefilter("ignore") # they are the remarks
     loras, skipped = _load_each(paths, ctx.obj)
     frames = [lora.to_frame() for lora in _bar(loras, "measuring")]
-    if as_json: _json({"adapters": [_summary(lora, frame) | {"modules": _records(frame)} for lora, frame in zip(loras, frames)],
-                       "skipped": [{"path": str(e.path), "code": e.code, "text": e.text} for e in skipped]})
+    if as_json:
+        _json({"adapters": [_summary(lora, frame) | {"modules": _records(frame)} for lora, frame in zip(loras, frames)],
+               "skipped": [{"path": str(e.path), "code": e.code, "text": e.text} for e in skipped]})
     elif loras:
         _table(_row(lora, frame) for lora, frame in zip(loras, frames))
         for lora, frame in zip(loras, frames):
@@ -215,7 +245,8 @@ def inspect(
     if not loras or _named(paths, skipped): raise typer.Exit(1)
 
 # %% ../nbs/09_cli.ipynb #d5d7d493
-MIXED = Annotated[bool, typer.Option("--mixed-bases", help="Go on where adapters are for different base models: each base by itself.")]
+MIXED = Annotated[bool, typer.Option("--mixed-bases",
+                                     help="Go on where adapters are for different base models: each base by itself.")]
 SIDE = Annotated[str, typer.Option(help="Subspaces compared: left (outputs), right (inputs) or both.")]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
@@ -224,7 +255,8 @@ def compare(
     ctx:typer.Context,
     a:Annotated[Path, typer.Argument(metavar="A", help="An adapter.")],
     b:Annotated[Path, typer.Argument(metavar="B", help="Another, of the same base model.")],
-    kernel:Annotated[str, typer.Option(help="Kernel on subspaces: projection, binet_cauchy, projection_rbf, …")]="projection",
+    kernel:Annotated[str, typer.Option(
+        help="Kernel on subspaces: projection, binet_cauchy, projection_rbf, …")]="projection",
     side:Annotated[str, typer.Option(help="left: subspaces of outputs; right: of inputs; or both.")]="left",
     mixed_bases:MIXED=False,
     as_json:JSON=False,
@@ -237,7 +269,8 @@ def compare(
     typer.echo()
     for s, part in frame.groupby("side") if side == "both" else [(side, frame)]:
         chance = f", by chance {part.chance.mean():.3f}" if "chance" in part else ""
-        typer.echo(f"mean similarity{f', {s}' if side == 'both' else ''} {part.similarity.mean():.3f}{chance}, over {part.similarity.count()} modules")
+        typer.echo(f"mean similarity{f', {s}' if side == 'both' else ''} {part.similarity.mean():.3f}{chance}, "
+                   f"over {part.similarity.count()} modules")
 
 def _not_compared(frame, a, b)->str:
     "Why no module has a similarity"
@@ -251,24 +284,31 @@ def names_in(
     module:str, # of the package
     *tables:str, # dicts in it whose keys are written as text, as `NAME = {…}` and `NAME |= {…}`
 )->tuple[str, ...]:
-    "The keys of tables of a module, without importing it; of one that is imported already, those that the tables have now"
-    if loaded := sys.modules.get(f"loragrass.{module}"): return tuple(key for table in tables for key in getattr(loaded, table))
+    ("The keys of tables of a module, without importing it; "
+     "of one that is imported already, those that the tables have now")
+    if loaded := sys.modules.get(f"loragrass.{module}"):
+        return tuple(key for table in tables for key in getattr(loaded, table))
     spec = importlib.util.find_spec(f"loragrass.{module}")
     body = ast.parse(spec.loader.get_source(spec.name)).body # type: ignore[union-attr]
-    rows = [(target.id, node.value) for node in body if isinstance(node, (ast.Assign, ast.AugAssign)) and isinstance(node.value, ast.Dict)
-            for target in (node.targets if isinstance(node, ast.Assign) else [node.target]) if isinstance(target, ast.Name)]
-    return tuple(str(key.value) for table in tables for name, row in rows if name == table for key in row.keys if isinstance(key, ast.Constant))
+    rows = [(target.id, node.value)
+            for node in body if isinstance(node, (ast.Assign, ast.AugAssign)) and isinstance(node.value, ast.Dict)
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)]
+    return tuple(str(key.value) for table in tables for name, row in rows if name == table
+                 for key in row.keys if isinstance(key, ast.Constant))
 
 def _formats(): return names_in("writers", "WRITERS")
 def _precisions(): return names_in("writers", "PRECISIONS")
-def _rules(): return tuple(dict.fromkeys(name for page in ("rules", "entries", "merging") for name in names_in(page, "RULES")))
+def _rules():
+    return tuple(dict.fromkeys(name for page in ("rules", "entries", "merging") for name in names_in(page, "RULES")))
 def _clusterings(): return names_in("clustering", "CLUSTERINGS") + names_in("cluster_merge", "OF_ADAPTERS")
 
 # %% ../nbs/09_cli.ipynb #6c5f4f10
 def _one_of(known, **options):
     "Refuse what the command does not know; None is the default"
     for name, value in options.items():
-        if value not in (None, *known): raise ValueError(f"--{name.replace('_', '-')} {value}: expected one of {', '.join(known)}")
+        if value not in (None, *known):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected one of {', '.join(known)}")
 
 def _dtype(name):
     from loragrass.writers import PRECISIONS
@@ -284,14 +324,18 @@ def _spare(targets, inputs, force):
     for target in targets:
         for lora in inputs:
             this, that = target.resolve(), lora.path.resolve()
-            if this.is_relative_to(that) or that.is_relative_to(this): raise ValueError(f"{target} is, holds or lies in the input {lora.path}; write to another place")
+            if this.is_relative_to(that) or that.is_relative_to(this):
+                raise ValueError(f"{target} is, holds or lies in the input {lora.path}; write to another place")
         if not force and target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise ValueError(f"{target} is there already; write to another place, or replace what has the same name with --force")
+            raise ValueError(f"{target} is there already; "
+                             "write to another place, or replace what has the same name with --force")
 
 # %% ../nbs/09_cli.ipynb #8522a908
 def _means(folder):
     "What an earlier run wrote there: by name, and folders that hold the two files of PEFT and nothing else"
-    def ours(p): return {q.name for q in p.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"} if p.is_dir() else p.suffix == ".safetensors"
+    def ours(p):
+        return ({q.name for q in p.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+                if p.is_dir() else p.suffix == ".safetensors")
     return [p for p in folder.iterdir() if re.fullmatch(r"(?:mean|medoid)_\d+(\.safetensors)?", p.name) and ours(p)]
 
 def _put_means(new, out):
@@ -317,7 +361,8 @@ def _folder(out, dry_run=False):
 # %% ../nbs/09_cli.ipynb #563259dd
 def _groups(text)->int|str:
     if text == "auto": return text
-    if not text.isdecimal() or int(text) < 1: raise typer.BadParameter(f"-k {text}: expected auto or a number of groups")
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"-k {text}: expected auto or a number of groups")
     return int(text)
 
 def _weights(text)->str|list[float]|dict[str, float]|float|None:
@@ -325,7 +370,8 @@ def _weights(text)->str|list[float]|dict[str, float]|float|None:
     if text in ("uniform", "agreement"): return None if text == "uniform" else text
     words = [word.rpartition("=") for word in text.split(",")]
     try: numbers = {name or str(i): float(number) for i, (name, _, number) in enumerate(words)}
-    except ValueError: raise ValueError(f"--weights {text}: expected uniform, agreement, or numbers separated by commas") from None
+    except ValueError:
+        raise ValueError(f"--weights {text}: expected uniform, agreement, or numbers separated by commas") from None
     if any(equals for _, equals, _ in words): return numbers
     return list(numbers.values()) if len(numbers) > 1 else numbers["0"]
 
@@ -334,10 +380,14 @@ def _places(paths, out, report):
     here, parent = out.resolve(), report and report.resolve().parent
     for path in paths:
         if path.is_dir() and here.is_relative_to(path.resolve()):
-            raise ValueError(f"{out} is or lies in {path}, which is searched for inputs: the next run would take the means for members; write to a place outside of it")
+            raise ValueError(f"{out} is or lies in {path}, which is searched for inputs: "
+                             "the next run would take the means for members; write to a place outside of it")
     if out.exists() and not out.is_dir(): raise ValueError(f"{out} is a file; -o names a folder for the means")
-    if report and (report.is_dir() or report.resolve() == here): raise ValueError(f"--report {report} is a folder{' for the means' if report.resolve() == here else ''}; name a file")
-    if report and not parent.is_dir() and not here.is_relative_to(parent): raise ValueError(f"--report {report}: there is no folder {report.parent}; make it first")
+    if report and (report.is_dir() or report.resolve() == here):
+        raise ValueError(f"--report {report} is a folder{' for the means' if report.resolve() == here else ''}; "
+                         "name a file")
+    if report and not parent.is_dir() and not here.is_relative_to(parent):
+        raise ValueError(f"--report {report}: there is no folder {report.parent}; make it first")
 
 def _reports(report, loras, mixed_bases):
     "Base model → the file of its report"
@@ -347,33 +397,44 @@ def _reports(report, loras, mixed_bases):
 
 OUT = Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file; a folder for PEFT.")]
 FORMAT = Annotated[str|None, typer.Option(help=f"{', '.join(_formats())}; default: that of the input.")]
-DTYPE = Annotated[str|None, typer.Option(help=f"{', '.join(_precisions())}; default: that of the input, float32 for what was computed.")]
-RAGGED = Annotated[bool, typer.Option("--ragged", help="Keep each module's own rank; default: zeros up to the largest, which all clients read.")]
+DTYPE = Annotated[str|None, typer.Option(help=f"{', '.join(_precisions())}; "
+                                              "default: that of the input, float32 for what was computed.")]
+RAGGED = Annotated[bool, typer.Option("--ragged", help="Keep each module's own rank; "
+                                                       "default: zeros up to the largest, which all clients read.")]
 FORCE = Annotated[bool, typer.Option("--force", help="Replace what has the same name; never an input.")]
 
 @app.command(epilog="Example:  loragrass merge adapters/ -k auto -o means/ --report report.html")
 def merge(
     ctx:typer.Context,
-    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH",
+                                               help="Adapters of one base model, or folders to search for them.")],
     out:Annotated[Path, typer.Option("-o", "--out", help="Folder to write mean_0, mean_1, … to, or medoid_0, ….")],
     n_clusters:Annotated[str, typer.Option("-k", "--n-clusters", metavar="auto|N", help="Number of groups.")]="auto",
-    method:Annotated[str|None, typer.Option(help=f"Rule that makes one adapter of a group: {', '.join(_rules())}; default: median, or svd where weights are numbers.")]=None,
+    method:Annotated[str|None, typer.Option(help=f"Rule that makes one adapter of a group: {', '.join(_rules())}; "
+                                                 "default: median, or svd where weights are numbers.")]=None,
     side:Annotated[str, typer.Option(help="Subspaces compared: left (outputs), right (inputs) or both.")]="left",
-    kernel:Annotated[str, typer.Option(help="Kernel on subspaces; all but projection ignore the strength of directions.")]="projection",
+    kernel:Annotated[str, typer.Option(help="Kernel on subspaces; "
+                                            "all but projection ignore the strength of directions.")]="projection",
     clustering:Annotated[str, typer.Option(help=f"{', '.join(_clusterings())}.")]="spectral",
     rank:Annotated[int|None, typer.Option(min=1, help="Of the means; default: the largest of the members'.")]=None,
-    weights:Annotated[str, typer.Option(help="Of the members in their mean: uniform; agreement: strangers in a group count less; or 1,-0.5: numbers, one for each adapter in the order in which they are found, by name (a=1,b=-0.5), or one for all. With -k 1 they are those of a sum; in groups they are divided by their sum.")]="uniform",
+    weights:Annotated[str, typer.Option(
+        help="Of the members in their mean: uniform; agreement: strangers in a group count less; or 1,-0.5: numbers, "
+             "one for each adapter in the order in which they are found, by name (a=1,b=-0.5), or one for all. "
+             "With -k 1 they are those of a sum; in groups they are divided by their sum.")]="uniform",
     strength:Annotated[float, typer.Option(help="Multiply the updates of what is written.")]=1.0,
     rescale:Annotated[str, typer.Option(help="none; or norm: means as long as their members.")]="none",
-    per_layer:Annotated[bool, typer.Option("--per-layer", help="Build each module of the means from its own groups, matched to the joint ones.")]=False,
-    stand_in:Annotated[str, typer.Option("--stand-in", help="For each group: its mean; or its medoid, the member most like the others, as it came.")]="mean",
+    per_layer:Annotated[bool, typer.Option("--per-layer", help="Build each module of the means from its own groups, "
+                                                               "matched to the joint ones.")]=False,
+    stand_in:Annotated[str, typer.Option("--stand-in", help="For each group: its mean; or its medoid, "
+                                                            "the member most like the others, as it came.")]="mean",
     format:FORMAT=None,
     dtype:DTYPE=None,
     report:Annotated[Path|None, typer.Option(help="Write an HTML report to this file, too.")]=None,
     random_state:Annotated[int, typer.Option("--random-state", help="Of the starts of the clustering.")]=0,
     mixed_bases:MIXED=False,
     dry_run:Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")]=False,
-    force:Annotated[bool, typer.Option("--force", help="Replace the means of an earlier run, and the report; nothing else, and never an input.")]=False,
+    force:Annotated[bool, typer.Option("--force", help="Replace the means of an earlier run, and the report; "
+                                                       "nothing else, and never an input.")]=False,
 ):
     "Group adapters and write one adapter for each group."
     k, w = _groups(n_clusters), _weights(weights)
@@ -388,18 +449,22 @@ def merge(
     reports = _reports(report, loras, mixed_bases) if report else {}
     _spare([out, *reports.values()], loras, force)
     with _folder(out, dry_run) as folder:
-        result = lg.cluster_merge(loras, k, method, clustering, side, kernel=kernel, rank=rank, weights=w, per_layer=per_layer, rescale=rescale, stand_in=stand_in,
-                                  random_state=random_state, strength=strength, mixed_bases=mixed_bases, progress=sys.stderr.isatty())
+        result = lg.cluster_merge(loras, k, method, clustering, side, kernel=kernel, rank=rank,
+                                  weights=w, per_layer=per_layer, rescale=rescale, stand_in=stand_in,
+                                  random_state=random_state, strength=strength,
+                                  mixed_bases=mixed_bases, progress=sys.stderr.isatty())
         results = result if isinstance(result, dict) else {"": result}
         means = [mean for one in results.values() for mean in one.means]
         for i, mean in enumerate(means): mean.name = f"{stand_in}_{i}" # numbered through, whatever the base
-        saved = {mean.name: lg.save(mean, _file(mean, folder, format), format, _dtype(dtype)) for mean in _bar(means, "writing")}
+        saved = {mean.name: lg.save(mean, _file(mean, folder, format), format, _dtype(dtype))
+                 for mean in _bar(means, "writing")}
         for base, one in results.items():
             if base: typer.echo(f"base model {base}: {', '.join(mean.name for mean in one.means)}")
             _print_groups(one)
     for mean in means: typer.echo(_plain(f"{'would write' if dry_run else 'wrote'} {_file(mean, out, format)}"))
     for base, place in reports.items():
-        told = {"adapters": " ".join(map(str, paths)), **results[base].parameters, "rank": rank or "the largest of the members'", "weights": weights}
+        told = {"adapters": " ".join(map(str, paths)), **results[base].parameters,
+                "rank": rank or "the largest of the members'", "weights": weights}
         there = [saved[mean.name]._replace(path=_file(mean, out, format)) for mean in results[base].means]
         if not dry_run: lg.html_report(results[base], place, parameters=told, skipped=skipped, outputs=there)
         typer.echo(_plain(f"{'would write' if dry_run else 'wrote'} {place}"))
@@ -417,7 +482,8 @@ def _print_groups(result, notes=5):
 @app.command(epilog="Example:  loragrass report adapters/ -o report.html")
 def report(
     ctx:typer.Context,
-    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH",
+                                               help="Adapters of one base model, or folders to search for them.")],
     out:Annotated[Path, typer.Option("-o", "--out", help="The HTML file to write.")]=Path("report.html"),
     n_clusters:Annotated[str, typer.Option("-k", "--n-clusters", metavar="auto|N", help="Number of groups.")]="auto",
     side:SIDE="left",
@@ -448,7 +514,8 @@ def report(
 @app.command(epilog="Example:  loragrass cluster adapters/ --json")
 def cluster(
     ctx:typer.Context,
-    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH",
+                                               help="Adapters of one base model, or folders to search for them.")],
     n_clusters:Annotated[str, typer.Option("-k", "--n-clusters", metavar="auto|N", help="Number of groups.")]="auto",
     side:SIDE="left",
     clustering:Annotated[str, typer.Option(help=f"{', '.join(_clusterings())}.")]="spectral",
@@ -461,9 +528,12 @@ def cluster(
     _one_of(_clusterings(), clustering=clustering)
     loras, skipped = _load_together(paths, ctx.obj)
     found = lg.cluster(loras, k, clustering, side, random_state=random_state, mixed_bases=mixed_bases)
-    rows = sorted(({"group": int(g), "adapter": lora.name} for g, lora in zip(found.labels, loras)), key=lambda row: row["group"])
-    if as_json: _json({"groups": [[row["adapter"] for row in rows if row["group"] == g] for g in range(max(found.labels) + 1)], "note": found.note,
-                       "skipped": [{"path": str(e.path), "code": e.code, "text": e.text} for e in skipped]})
+    rows = sorted(({"group": int(g), "adapter": lora.name} for g, lora in zip(found.labels, loras)),
+                  key=lambda row: row["group"])
+    if as_json:
+        _json({"groups": [[row["adapter"] for row in rows if row["group"] == g] for g in range(max(found.labels) + 1)],
+               "note": found.note,
+               "skipped": [{"path": str(e.path), "code": e.code, "text": e.text} for e in skipped]})
     else:
         _table(rows)
         if found.note: _say(f"note: {found.note}")
@@ -484,16 +554,19 @@ def _index_options(folder, side):
     try: saved = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except ValueError: saved = None
     if not isinstance(saved, dict) or "side" not in saved:
-        raise ValueError(f"{folder / 'index.json'} is not that of a SubspaceIndex; name a folder of adapters, or one that SubspaceIndex(path) made")
+        raise ValueError(f"{folder / 'index.json'} is not that of a SubspaceIndex; "
+                         "name a folder of adapters, or one that SubspaceIndex(path) made")
     return {"side": side or saved["side"], "sqrt_weighted": saved.get("sqrt_weighted", saved.get("weighted", True))}
 
 @app.command(epilog="Example:  loragrass nearest adapters/ ink.safetensors -n 5")
 def nearest(
     ctx:typer.Context,
-    folder:Annotated[Path, typer.Argument(metavar="FOLDER", help="Adapters to search, or the folder of a saved index.")],
+    folder:Annotated[Path, typer.Argument(metavar="FOLDER",
+                                          help="Adapters to search, or the folder of a saved index.")],
     query:Annotated[Path, typer.Argument(metavar="QUERY", help="An adapter of the same base model.")],
     n:Annotated[int, typer.Option("-n", min=1, help="How many to show.")]=10,
-    side:Annotated[str|None, typer.Option(help="Subspaces compared: left (outputs), right (inputs) or both; default: left, or that of the index.")]=None,
+    side:Annotated[str|None, typer.Option(help="Subspaces compared: left (outputs), right (inputs) or both; "
+                                               "default: left, or that of the index.")]=None,
     mixed_bases:MIXED=False,
     as_json:JSON=False,
 ):
@@ -501,7 +574,8 @@ def nearest(
     lora = lg.load(query, **ctx.obj)
     index, skipped = _searched(folder, lora, side, mixed_bases, ctx.obj)
     found = index.nearest([lora], n)
-    rows = [{"adapter": index.names[i], "similarity": s} for i, s in zip(found.index[0].tolist(), found.similarity[0].tolist())]
+    rows = [{"adapter": index.names[i], "similarity": s}
+            for i, s in zip(found.index[0].tolist(), found.similarity[0].tolist())]
     if as_json: _json(rows)
     else: _table(rows)
     _done([folder], skipped)
@@ -518,19 +592,24 @@ def _write_frame(frame, out):
 
 def _check_frame(out):
     "Refuse what cannot be written, before any work"
-    if out.suffix not in (".csv", ".parquet"): raise ValueError(f"-o {out}: expected a name that ends in .csv or .parquet")
+    if out.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"-o {out}: expected a name that ends in .csv or .parquet")
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise ValueError(f"-o {out}: parquet needs pyarrow, which comes with pip install 'loragrass[hub]'; or write a .csv")
+        raise ValueError(f"-o {out}: parquet needs pyarrow, which comes with pip install 'loragrass[hub]'; "
+                         "or write a .csv")
     if out.is_dir(): raise ValueError(f"-o {out} is a folder; name a file")
     if not out.resolve().parent.is_dir(): raise ValueError(f"-o {out}: there is no folder {out.parent}; make it first")
 
 @app.command(epilog="Example:  loragrass features adapters/ --representation spectral -o features.parquet")
 def features(
     ctx:typer.Context,
-    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH",
+                                               help="Adapters of one base model, or folders to search for them.")],
     out:Annotated[Path, typer.Option("-o", "--out", help="A .csv or .parquet file.")],
-    representation:Annotated[list[str]|None, typer.Option(help=f"{', '.join(_representations())}; may be repeated. Default: ensemble.")]=None,
-    on:Annotated[str|None, typer.Option(help="update (ΔW), canonical (its balanced factors), or the raw factors, A, B; default: the representation's own.")]=None,
+    representation:Annotated[list[str]|None, typer.Option(help=f"{', '.join(_representations())}; "
+                                                               "may be repeated. Default: ensemble.")]=None,
+    on:Annotated[str|None, typer.Option(help="update (ΔW), canonical (its balanced factors), or the raw factors, A, B; "
+                                             "default: the representation's own.")]=None,
     modules:Annotated[str|None, typer.Option(metavar="REGEX", help="Only modules whose names match somewhere.")]=None,
     force:FORCE=False,
 ):
@@ -542,7 +621,8 @@ def features(
     import pandas as pd
     transformer = lg.Features(representation or "ensemble", on, modules)
     rows = transformer.fit_transform(loras)
-    frame = pd.DataFrame(rows, index=pd.Index([lora.name for lora in loras], name="adapter"), columns=transformer.get_feature_names_out())
+    frame = pd.DataFrame(rows, index=pd.Index([lora.name for lora in loras], name="adapter"),
+                         columns=transformer.get_feature_names_out())
     _write_frame(frame, out)
     blind = "" if transformer.gauge_invariant_ else ", which depend on the basis that each adapter is written in"
     typer.echo(_plain(f"wrote {out}: {len(frame)} adapters, {frame.shape[1]} numbers each{blind}"))
@@ -560,9 +640,11 @@ def _base_weights(path, limits):
 @app.command(epilog="Example:  loragrass subspaces adapters/ --base unet/diffusion_pytorch_model.safetensors")
 def subspaces(
     ctx:typer.Context,
-    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH",
+                                               help="Adapters of one base model, or folders to search for them.")],
     base:Annotated[Path, typer.Option(help="The base's weights: a .safetensors file, or a folder of them.")],
-    modules:Annotated[bool, typer.Option("--modules", help="A row for each module; so it is for a single adapter.")]=False,
+    modules:Annotated[bool, typer.Option("--modules",
+                                         help="A row for each module; so it is for a single adapter.")]=False,
     as_json:JSON=False,
 ):
     "How adapters sit on their base: new directions, old ones amplified, over-scaled."
@@ -579,16 +661,20 @@ def subspaces(
 
 # %% ../nbs/09_cli.ipynb #5d0a0022
 def _csv_labels(path, columns)->tuple[list, list[str]]:
-    "Rows of a table of labels, (what names the adapter, columns), and the names of the columns asked for (None: the labels')"
+    ("Rows of a table of labels, (what names the adapter, columns), "
+     "and the names of the columns asked for (None: the labels')")
     import pandas as pd
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, RecursionError) as e: raise ValueError(f"--labels {path}: no table of comma-separated values ({str(e)[:100]})") from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"--labels {path}: no table of comma-separated values ({str(e)[:100]})") from None
     by = next((name for name in ("name", "adapter", "file", "path") if name in table), str(table.columns[0]))
     others = [name for name in table.columns if name != by]
     default = "label" if "label" in others else others[0] if len(others) == 1 else ""
     names = [name or default for name in columns]
     for name in names:
-        if name not in others: raise ValueError(f"--labels {path} has {f'no column {name!r}' if name else 'several columns'}; choose by --column one of {', '.join(others) or '(there is none)'}")
+        if name not in others:
+            raise ValueError(f"--labels {path} has {f'no column {name!r}' if name else 'several columns'}; "
+                             f"choose by --column one of {', '.join(others) or '(there is none)'}")
     return list(zip(table[by], table[names].to_dict("records"))), names # type: ignore[call-overload]
 
 def _labelled(loras, source, column, groups):
@@ -597,22 +683,30 @@ def _labelled(loras, source, column, groups):
         key = source.partition(":")[2]
         found = {lora: {key: lora.metadata[key]} for lora in loras if key in lora.metadata}
         known = sorted({k for lora in loras for k in lora.metadata})
-        if not found: raise ValueError(f"--labels {source}: no adapter has {key!r} in its metadata; there are {', '.join(known) or 'none at all'}")
+        if not found:
+            raise ValueError(f"--labels {source}: no adapter has {key!r} in its metadata; "
+                             f"there are {', '.join(known) or 'none at all'}")
         names = [key]
         if groups: raise ValueError("--groups names a column of a CSV table; labels from metadata have none")
     else:
         rows, names = _csv_labels(Path(source), [column, *([groups] if groups else [])])
         places = {}
         for lora in loras:
-            for name in {lora.name, str(lora.path), lora.path.name, lora.path.stem, str(lora.path.resolve())}: places.setdefault(name, []).append(lora)
+            for name in {lora.name, str(lora.path), lora.path.name, lora.path.stem, str(lora.path.resolve())}:
+                places.setdefault(name, []).append(lora)
         found, strangers = {}, []
         for name, row in rows:
             here = places.get(name) or places.get(str((Path(source).parent / name).resolve()), [])
-            if len(here) > 1: raise ValueError(f"--labels {source}: {name} may be {here[0].path} or {here[1].path}; name them by their paths")
+            if len(here) > 1:
+                raise ValueError(f"--labels {source}: {name} may be {here[0].path} or {here[1].path}; "
+                                 "name them by their paths")
             if here: found[here[0]] = row
             else: strangers.append(name)
-        if strangers: raise ValueError(f"--labels {source} names {len(strangers)} adapters that are not there, {', '.join(map(_plain, strangers[:3]))} first")
-    if bare := [lora.name for lora in loras if not found.get(lora, {}).get(names[0])]: _say(f"note: no label for {len(bare)} adapters, which are left out: {', '.join(bare[:5])}")
+        if strangers:
+            raise ValueError(f"--labels {source} names {len(strangers)} adapters that are not there, "
+                             f"{', '.join(map(_plain, strangers[:3]))} first")
+    if bare := [lora.name for lora in loras if not found.get(lora, {}).get(names[0])]:
+        _say(f"note: no label for {len(bare)} adapters, which are left out: {', '.join(bare[:5])}")
     kept = [lora for lora in loras if found.get(lora, {}).get(names[0])]
     return kept, [found[lora][names[0]] for lora in kept], [found[lora][names[1]] for lora in kept] if groups else None
 
@@ -622,11 +716,15 @@ def _classifiers(): return names_in("ablation", "CLASSIFIERS")
 @app.command(epilog="Example:  loragrass ablate adapters/ --labels labels.csv")
 def ablate(
     ctx:typer.Context,
-    paths:Annotated[list[Path], typer.Argument(metavar="PATH", help="Adapters of one base model, or folders to search for them.")],
-    labels:Annotated[str, typer.Option(metavar="FILE.csv|metadata:KEY", help="A label for each adapter: a CSV table, or a key of their metadata.")],
+    paths:Annotated[list[Path], typer.Argument(metavar="PATH",
+                                               help="Adapters of one base model, or folders to search for them.")],
+    labels:Annotated[str, typer.Option(metavar="FILE.csv|metadata:KEY",
+                                       help="A label for each adapter: a CSV table, or a key of their metadata.")],
     column:Annotated[str|None, typer.Option(help="Column of the labels; default: label, or the only one.")]=None,
-    groups:Annotated[str|None, typer.Option(help="Column of what must not be on both sides of a split, as the images that adapters share.")]=None,
-    representation:Annotated[list[str]|None, typer.Option(help=f"{', '.join(_known_rows())}; may be repeated. Default: spectral, norms, canonical, kernel_pca.")]=None,
+    groups:Annotated[str|None, typer.Option(
+        help="Column of what must not be on both sides of a split, as the images that adapters share.")]=None,
+    representation:Annotated[list[str]|None, typer.Option(
+        help=f"{', '.join(_known_rows())}; may be repeated. Default: spectral, norms, canonical, kernel_pca.")]=None,
     classifier:Annotated[str, typer.Option(help=f"{', '.join(_classifiers())}.")]="linear",
     cv:Annotated[int, typer.Option(min=2, help="Folds.")]=5,
     out:Annotated[Path|None, typer.Option("-o", "--out", help="A .csv or .parquet file for the whole table.")]=None,
@@ -643,7 +741,8 @@ def ablate(
     if out: _spare([out], loras, force)
     loras, y, groups_of = _labelled(loras, labels, column, groups)
     from loragrass.ablation import summary
-    table = lg.ablate(loras, y, asked, classifier, groups_of, cv, random_state=random_state, progress=sys.stderr.isatty())
+    table = lg.ablate(loras, y, asked, classifier, groups_of, cv,
+                      random_state=random_state, progress=sys.stderr.isatty())
     found = summary(table)
     if as_json: _json(json.loads(found.to_json(orient="records", double_precision=15) or "[]"))
     else: _table(found.astype(object).where(found.notna(), None).to_dict("records"))
@@ -675,8 +774,10 @@ def resize(
     ctx:typer.Context,
     source:Annotated[Path, typer.Argument(metavar="IN", help="An adapter.")],
     out:OUT,
-    rank:Annotated[int|None, typer.Option(help="Directions to keep in each module; those who have fewer keep them all.")]=None,
-    energy:Annotated[float|None, typer.Option(help="Or the share of each module's squared norm to keep, in (0, 1].")]=None,
+    rank:Annotated[int|None, typer.Option(help="Directions to keep in each module; "
+                                               "those who have fewer keep them all.")]=None,
+    energy:Annotated[float|None, typer.Option(
+        help="Or the share of each module's squared norm to keep, in (0, 1].")]=None,
     format:FORMAT=None,
     dtype:DTYPE=None,
     ragged:RAGGED=False,
@@ -699,7 +800,8 @@ def _wrote(saved):
 # %% ../nbs/09_cli.ipynb #06e10002
 def _texts(paths):
     "Texts by name, and what was skipped"
-    files = [f for path in paths for f in (sorted(path.rglob("*")) if path.is_dir() else [path]) if not f.is_dir() and not f.name.startswith(".")]
+    files = [f for path in paths for f in (sorted(path.rglob("*")) if path.is_dir() else [path])
+             if not f.is_dir() and not f.name.startswith(".")]
     texts = {}
     for f in dict.fromkeys(files):
         try: text = f.read_text(encoding="utf-8")
@@ -723,7 +825,8 @@ def topics(
     model:Annotated[Path, typer.Option("--model", help="Folder of a causal language model.")],
     out:Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")],
     n_clusters:Annotated[str, typer.Option("-k", "--n-clusters", metavar="auto|N", help="Number of topics.")]="auto",
-    target_modules:Annotated[str|None, typer.Option(metavar="NAME,…", help="Linear layers; default: those of the last four blocks.")]=None,
+    target_modules:Annotated[str|None, typer.Option(
+        metavar="NAME,…", help="Linear layers; default: those of the last four blocks.")]=None,
     rank:Annotated[int, typer.Option(min=1, help="Rank of the shared LoRA.")]=16,
     window:Annotated[int, typer.Option(min=2, help="Tokens that are read at once.")]=256,
     random_state:Annotated[int, typer.Option(help="Seed.")]=0,
@@ -732,7 +835,8 @@ def topics(
 ):
     "Topics of texts by what they teach a language model, and an adapter for each."
     k, names = _groups(n_clusters), ["topic_lora.json", "topics.csv", "documents.csv", "map.png"]
-    if not force and any((out / name).exists() for name in names): raise ValueError(f"{out} holds a corpus already; write to another place, or replace it with --force")
+    if not force and any((out / name).exists() for name in names):
+        raise ValueError(f"{out} holds a corpus already; write to another place, or replace it with --force")
     texts = _texts(paths)
     if len(texts) < 2: raise ValueError(f"{len(texts)} texts in {', '.join(map(str, paths))}; expected two or more")
     tokenizer, base = _language_model(model)
@@ -740,17 +844,20 @@ def topics(
     from matplotlib.figure import Figure
     from loragrass.documents import upper_layers
     targets = target_modules.split(",") if target_modules else upper_layers(base)
-    corpus = lg.TopicLoRA(base, targets, rank=rank, window=window, random_state=random_state).fit(list(texts.values()), tokenizer, progress=sys.stderr.isatty())
+    corpus = lg.TopicLoRA(base, targets, rank=rank, window=window, random_state=random_state).fit(
+        list(texts.values()), tokenizer, progress=sys.stderr.isatty())
     found = corpus.topics(k)
     with _folder(out) as folder:
         corpus.save(folder)
         found.table().to_csv(folder / "topics.csv")
-        documents = [dict(document=name, topic=int(t), uniqueness=float(u)) for name, t, u in zip(texts, found.labels, corpus.uniqueness())]
+        documents = [dict(document=name, topic=int(t), uniqueness=float(u))
+                     for name, t, u in zip(texts, found.labels, corpus.uniqueness())]
         pd.DataFrame(documents).to_csv(folder / "documents.csv", index=False)
         figure = Figure(figsize=(7, 4), layout="constrained")
         lg.plot_topics(found, ax=figure.subplots())
         figure.savefig(folder / "map.png", dpi=120)
-        for t, members in enumerate(found.representatives(len(texts))): lg.save(corpus.compose({i: 1 / len(members) for i in members}), folder / f"plugin_{t}", format="peft")
+        for t, members in enumerate(found.representatives(len(texts))):
+            lg.save(corpus.compose({i: 1 / len(members) for i in members}), folder / f"plugin_{t}", format="peft")
     if as_json: return _json({"topics": _records(found.table()), "documents": documents, "note": found.note})
     _table(found.table().reset_index().to_dict("records"))
     if found.note: _say(f"note: {found.note}")
@@ -767,31 +874,38 @@ def _perceptron(inputs, random_state):
 @app.command(epilog="Example:  loragrass train --dataset digits --epochs 10 --rank 8 --tau 0.05")
 def train(
     dataset:Annotated[str, typer.Option(help="digits; mnist or cifar10 from --root.")]="digits",
-    root:Annotated[Path|None, typer.Option(help="Folder with the published files of mnist or cifar10; default: through the hub.")]=None,
+    root:Annotated[Path|None, typer.Option(help="Folder with the published files of mnist or cifar10; "
+                                                "default: through the hub.")]=None,
     epochs:Annotated[int, typer.Option(min=1, help="Passes over the training images.")]=10,
     batch_size:Annotated[int, typer.Option(min=1)]=128,
     rank:Annotated[int, typer.Option(min=1, help="Of every layer, at the start.")]=8,
     lr:Annotated[float, typer.Option(help="Learning rate.")]=1e-3,
-    tau:Annotated[float, typer.Option(help="Share of the norm that a truncation may drop; 0.05 to 0.2 is what to try.")]=1e-3,
+    tau:Annotated[float, typer.Option(help="Share of the norm that a truncation may drop; "
+                                           "0.05 to 0.2 is what to try.")]=1e-3,
     alpha:Annotated[float, typer.Option(help="Scale of the first S; 0 starts at the base itself.")]=1e-4,
-    truncation_strategy:Annotated[str, typer.Option(help="local_threshold, fixed_rank or global_budget.")]="local_threshold",
+    truncation_strategy:Annotated[str, typer.Option(
+        help="local_threshold, fixed_rank or global_budget.")]="local_threshold",
     global_budget:Annotated[int|None, typer.Option(help="Ranks of all layers together, for global_budget.")]=None,
     patience:Annotated[int|None, typer.Option(help="Epochs without a lower validation loss before it stops.")]=None,
     checkpoint:Annotated[Path|None, typer.Option(help="File to write after each epoch.")]=None,
     resume:Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")]=False,
-    random_state:Annotated[int, typer.Option("--random-state", help="Of the base, the adapters and the order of the images.")]=0,
-    out:Annotated[Path|None, typer.Option("-o", "--out", help="Folder to write adapter/ and base.safetensors to.")]=None,
+    random_state:Annotated[int, typer.Option("--random-state",
+                                             help="Of the base, the adapters and the order of the images.")]=0,
+    out:Annotated[Path|None, typer.Option("-o", "--out",
+                                          help="Folder to write adapter/ and base.safetensors to.")]=None,
     force:FORCE=False,
 ):
     "Train adapters whose ranks adapt (GeoLoRA), on a small network and a set of images."
     if out: _spare([out], [], force)
-    config = lg.GeoLoRAConfig(rank_init=rank, learning_rate=lr, tau=tau, alpha=alpha, truncation_strategy=truncation_strategy,
+    config = lg.GeoLoRAConfig(rank_init=rank, learning_rate=lr, tau=tau,
+                              alpha=alpha, truncation_strategy=truncation_strategy,
                               global_budget=global_budget, random_state=random_state)
     loaders = lg.get_dataloaders(dataset, batch_size, root, random_state=random_state)
     base = _perceptron(loaders[0].dataset.tensors[0].shape[1], random_state) # type: ignore[attr-defined]
     weights = {name: p.clone() for name, p in base.state_dict().items()}
     model = lg.GeoLoRAModel(base, config, ["Linear"])
-    history = lg.GeoLoRATrainer(model).train(*loaders, epochs, patience, checkpoint, resume, progress=sys.stderr.isatty())
+    history = lg.GeoLoRATrainer(model).train(*loaders, epochs, patience, checkpoint,
+                                             resume, progress=sys.stderr.isatty())
     ranks = [" ".join(map(str, entry.values())) for entry in history["ranks"]]
     columns = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "n_params")
     _table({"epoch": i + 1, **{key: history[key][i] for key in columns}, "ranks": ranks[i]} for i in range(len(ranks)))
@@ -814,16 +928,20 @@ def _peft_difference(zoo, lora, folder)->float:
 def _check_peft(zoo, loras, folders):
     "Say whether PEFT reads the means as this package does"
     from importlib.util import find_spec
-    if find_spec("peft") is None: return typer.echo("PEFT is not installed: that it reads the means is not tried here (pip install peft)")
+    if find_spec("peft") is None:
+        return typer.echo("PEFT is not installed: that it reads the means is not tried here (pip install peft)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        worst = max(_peft_difference(zoo, lora, folder) for lora, folder in zip(loras, _bar(folders, "opening with PEFT")))
-    if worst > 1e-3: raise ValueError(f"PEFT computes other logits from the means, by up to {worst:.2g}; please report this")
+        worst = max(_peft_difference(zoo, lora, folder)
+                    for lora, folder in zip(loras, _bar(folders, "opening with PEFT")))
+    if worst > 1e-3:
+        raise ValueError(f"PEFT computes other logits from the means, by up to {worst:.2g}; please report this")
     typer.echo(f"PEFT opens all {len(folders)} means and computes the same logits from them")
 
 # %% ../nbs/09_cli.ipynb #a3725c51
 @app.command(epilog="Example:  loragrass demo -o demo/")
-def demo(out:Annotated[Path, typer.Option("-o", "--out", help="Folder for the mean adapters and the report.")]=Path("demo")):
+def demo(out:Annotated[Path, typer.Option("-o", "--out",
+                                          help="Folder for the mean adapters and the report.")]=Path("demo")):
     "Group 32 adapters that come with the package, average each group, and see what the means can do."
     zoo = lg.load_zoo()
     typer.echo(f"{len(zoo.loras)} adapters for {len(zoo.tasks)} ways to disturb handwritten digits, as files:\n")
@@ -834,9 +952,11 @@ def demo(out:Annotated[Path, typer.Option("-o", "--out", help="Folder for the me
         for mean in result.means: lg.save(mean, _file(mean, folder, None))
     scores = lg.score_groups(result, zoo.loras, zoo.evaluate, zoo.labels.task, progress=sys.stderr.isatty())
     members = result.summary().members
-    _table({"group": g, "members": members[g], "true task": row.task, "base alone": row.base, "members'": row.members, "their mean": row["mean"], "all 32 in one": row.all_in_one} for g, row in scores.iterrows())
+    _table({"group": g, "members": members[g], "true task": row.task, "base alone": row.base, "members'": row.members,
+            "their mean": row["mean"], "all 32 in one": row.all_in_one} for g, row in scores.iterrows())
     typer.echo("\nNumbers: accuracy on 400 test images.")
     files = [_file(mean, out / "means", None) for mean in result.means]
     _check_peft(zoo, result.means, files)
-    lg.html_report(result, out / "report.html", "Eight ways to disturb digits", scores, {"command": "loragrass demo"}, outputs=files)
+    lg.html_report(result, out / "report.html", "Eight ways to disturb digits",
+                   scores, {"command": "loragrass demo"}, outputs=files)
     for path in (*files, out / "report.html"): typer.echo(_plain(f"wrote {path}"))
