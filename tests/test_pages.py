@@ -42,4 +42,4 @@ def test_a_page_does_what_it_says(page, folder, tmp_path, monkeypatch):
 
 def test_every_command_is_on_a_page():
     told = {arguments[0] for page in PAGES.glob("*.md") for arguments in commands(page.read_text(encoding="utf-8"))}
-    assert {command.name or command.callback.__name__ for command in app.registered_commands} - told == {"demo", "report", "subspaces", "topics"} # that need a base or a language model, or do less than one that is told
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} - told == {"ablate", "demo", "report", "subspaces", "topics"} # that need labels, a base or a language model, or do less than one that is told
