@@ -89,10 +89,10 @@ def held(rank): # numbers per layer of 768 × 768: parameters, gradients, moment
 
 # a matrix under noise
 
-def task(seed, condition, m=128, n=96, rank=10, noise=1e-3):
+def task(seed, condition, m=128, n=96, rank=10, noise=3e-4):
     gen = torch.Generator().manual_seed(seed)
     U, V = (torch.linalg.qr(torch.randn(d, rank, generator=gen, dtype=torch.float64))[0] for d in (m, n))
-    S = torch.logspace(0, -1, rank, dtype=torch.float64)
+    S = torch.logspace(0, -2, rank, dtype=torch.float64)
     X = torch.linalg.qr(torch.randn(n, n, generator=gen, dtype=torch.float64))[0] * torch.logspace(0, -math.log10(condition), n, dtype=torch.float64)
     return ((U * S) @ V.mT + noise * torch.randn(m, n, generator=gen, dtype=torch.float64) / m ** 0.5).float(), X.float()
 
@@ -123,7 +123,7 @@ def tau_of(W): # between the noise and the least signal, their geometric mean
 
 LRS = (1e-2, 3e-2, 1e-1, 3e-1)
 
-def recovery(seeds, steps=400):
+def recovery(seeds, steps=500):
     rows = []
     for condition in (1, 100):
         tasks = [task(seed, condition) for seed in range(2, 2 + seeds)]
