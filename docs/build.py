@@ -52,7 +52,6 @@ class Book:
 
     def write(self, out):
         "The sources of the site"
-        for page in self.pages: (out / self.sources[page.path]).write_text(json.dumps(self.notebook(page)), encoding="utf-8")
         texts = {path: path.read_text(encoding="utf-8") for path, name in self.sources.items() if name.endswith(".md")}
         made = {"ledger": ledger.page(ledger.collect([p.path for p in self.pages])), "names": reference.names(self.pages, self.stub), "errors": reference.errors(self.pages),
                 "formats-and-models": reference.formats()}
@@ -61,6 +60,7 @@ class Book:
             self.sources[place], texts[place] = place.name, text
         self.sources[self.root / "nbs" / "gallery.md"] = "gallery.ipynb"
         (out / "gallery.ipynb").write_text(json.dumps(self.gallery()), encoding="utf-8")
+        for page in self.pages: (out / self.sources[page.path]).write_text(json.dumps(self.notebook(page)), encoding="utf-8")
         for path, text in texts.items(): (out / self.sources[path]).write_text(self.prose(text, path), encoding="utf-8")
 
     def notebook(self, page):
@@ -84,7 +84,7 @@ class Book:
 
     def contents(self):
         "The table of contents by what people want: the book by its chapters, a number before each title"
-        known = {name.removesuffix(".md") for name in self.sources.values()} | reference.MADE
+        known = {name.partition(".")[0] for name in self.sources.values()}
         other = {caption: [name for name in names if name in known] for caption, names in NAVIGATION.items()}
         book = {title: [f"{p.number} {p.title} <{p.name}>" for p in self.pages if re.match(numbers, p.number)] for numbers, title in CHAPTERS.items()}
         parts = [*list(other.items())[:2], *book.items(), *list(other.items())[2:]]

@@ -8,7 +8,7 @@ from nbdev.config import nbpath2html
 ROOT = Path(__file__).resolve().parent.parent
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
 SITE, BLOB = URLS["Documentation"], URLS["Repository"] + "/blob/main/"
-PICTURE = "docs/static/readme.png" # of the first cell that draws one
+PICTURE = "docs/static/readme.png" # of the one cell that draws
 
 def absolute(link, folder):
     "A link of the notebook, as it must stand on a code host and on PyPI: a page of the site, or a file of the repository"

@@ -3,8 +3,6 @@ import ast, re
 
 from api import table_row
 
-MADE = {"ledger", "names", "errors", "formats-and-models", "gallery"}
-
 def _table(head, rows): return "\n".join([table_row(head), table_row(["---"] * len(head)), *map(table_row, rows)])
 
 def _listed(stub):
