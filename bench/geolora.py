@@ -29,12 +29,22 @@ def lora(base, lr, steps, targets, rank, riemannian=False):
     optimizer = create_riemannian_optimizer(model, torch.optim.AdamW, lr=lr, weight_decay=0.) if riemannian else torch.optim.AdamW(params, lr=lr, weight_decay=0.)
     return model, optimizer, lambda step: None, lambda: [rank] * sum(hasattr(m, "lora_A") for m in model.modules())
 
-def adalora(base, lr, steps, targets, rank, start=None):
-    config = peft.AdaLoraConfig(init_r=start or rank, target_r=rank, tinit=steps // 10, tfinal=steps // 3, deltaT=1, total_step=steps, lora_alpha=start or rank, target_modules=targets)
+def adalora(base, lr, steps, targets, rank, start=None, every=1): # every: steps between two looks at the ranks
+    config = peft.AdaLoraConfig(init_r=start or rank, target_r=rank, tinit=steps // 10, tfinal=steps // 3, deltaT=every, total_step=steps, lora_alpha=start or rank, target_modules=targets)
     model = peft.get_peft_model(base, config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.)
     def ranks(): return [int((m.lora_E["default"].abs() > 1e-12).sum()) for m in model.modules() if hasattr(m, "lora_E")]
     return model, optimizer, model.base_model.update_and_allocate, ranks
+
+def descend(optimizer, after, steps, loss): # loss() → the step's
+    "Steps along a cosine, with what a method wants done after each"
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        after(step + 1)
+        schedule.step()
 
 # time of a step
 
@@ -104,18 +114,11 @@ def recover(make, W, X, steps, lr, **settings):
     base[0].weight.zero_()
     torch.manual_seed(0)
     model, optimizer, after, ranks = make(base, lr, steps, ["0"], **settings)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    inputs, target = X, X @ W.mT
-    for step in range(steps):
-        loss = (model(inputs) - target).square().sum() / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        after(step + 1)
-        schedule.step()
+    target = X @ W.mT
+    def loss(): return (model(X) - target).square().sum() / 2
+    descend(optimizer, after, steps, loss)
     model.eval()
-    with torch.no_grad(): loss = (model(inputs) - target).square().sum().item() / 2
-    return ranks()[0], loss / optimum(W, X)
+    with torch.no_grad(): return ranks()[0], loss().item() / optimum(W, X)
 
 def tau_of(W): # between the noise and the least signal, their geometric mean
     s = torch.linalg.svdvals(W.double())
@@ -163,15 +166,11 @@ def learn(make, seed, lr, steps=800, **settings):
     student, truth = teacher(seed)
     torch.manual_seed(0)
     model, optimizer, after, ranks = make(student, lr, steps, ["layers.0", "layers.1", "layers.2"], **settings)
-    schedule, gen = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps), torch.Generator().manual_seed(seed)
-    for step in range(steps):
+    gen = torch.Generator().manual_seed(seed)
+    def loss():
         x = torch.randn(128, 64, generator=gen)
-        loss = (model(x) - truth(x)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        after(step + 1)
-        schedule.step()
+        return (model(x) - truth(x)).square().mean()
+    descend(optimizer, after, steps, loss)
     model.eval()
     x = torch.randn(2000, 64, generator=gen)
     with torch.no_grad(): error = ((model(x) - truth(x)).square().mean() / (truth(x) - x).square().mean()).item()

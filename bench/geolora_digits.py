@@ -6,10 +6,12 @@ The transformer learns the digits 0 to 4. Then 300 images of 5 to 9 and 150 step
 of the column, its head by AdamW at 2e-3 for every method. Accuracy on the other images of 5 to 9; the cosine schedule and the batches are the same for all.
 """
 import argparse, copy, math
+from functools import partial
 
 import numpy as np
 import torch
 from common import machine, table
+from geolora import adalora, lora
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -61,33 +63,16 @@ def pretrained(seed):
         optimizer.step()
     return model
 
-def lora(model, lr, r=4):
-    import peft
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=r, target_modules=TARGETS))
-    return adapted, torch.optim.AdamW([p for n, p in adapted.named_parameters() if "lora_" in n], lr, weight_decay=0), None
-
-def preconditioned(model, lr, r=4):
-    import peft
-    from peft.optimizers import create_riemannian_optimizer
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=r, target_modules=TARGETS))
-    return adapted, create_riemannian_optimizer(adapted, torch.optim.AdamW, lr=lr, weight_decay=0), None
-
-def adalora(model, lr, r=4):
-    import peft
-    config = peft.AdaLoraConfig(init_r=2 * r, target_r=r, lora_alpha=2 * r, tinit=15, tfinal=50, deltaT=5, total_step=STEPS, target_modules=TARGETS)
-    adapted = peft.get_peft_model(model, config)
-    return adapted, torch.optim.AdamW([p for n, p in adapted.named_parameters() if "lora_" in n], lr, weight_decay=0), adapted.base_model.update_and_allocate
-
-def geolora(optimizer=GeoLoRAOptimizer, **fields):
-    def make(model, lr):
-        adapted = GeoLoRAModel(model, GeoLoRAConfig(rank_init=4, learning_rate=lr, **(dict(alpha=0.) | fields)), TARGETS)
-        return adapted, optimizer(adapted, num_training_steps=STEPS), None
-    return make
+def geolora(base, lr, steps, targets, optimizer=GeoLoRAOptimizer, **fields):
+    adapted = GeoLoRAModel(base, GeoLoRAConfig(rank_init=4, learning_rate=lr, **(dict(alpha=0.) | fields)), targets)
+    return adapted, optimizer(adapted, num_training_steps=steps), lambda step: None, None
 
 METHODS = {
-    "LoRA, r 4": lora, "PEFT's Riemannian AdamW, r 4": preconditioned, "AdaLoRA, 8 → 4": adalora,
-    "Stiefel, RiemannianAdam, r 4": geolora(RiemannianOptimizer, alpha=1e-2),
-    "GeoLoRA, τ 0.1": geolora(tau=0.1), "GeoLoRA, τ 0.2": geolora(tau=0.2), "GeoLoRA, τ 0.2, no cap": geolora(tau=0.2, max_rel_update=None),
+    "LoRA, r 4": partial(lora, rank=4), "PEFT's Riemannian AdamW, r 4": partial(lora, rank=4, riemannian=True),
+    "AdaLoRA, 8 → 4": partial(adalora, rank=4, start=8, every=5),
+    "Stiefel, RiemannianAdam, r 4": partial(geolora, optimizer=RiemannianOptimizer, alpha=1e-2),
+    "GeoLoRA, τ 0.1": partial(geolora, tau=0.1), "GeoLoRA, τ 0.2": partial(geolora, tau=0.2),
+    "GeoLoRA, τ 0.2, no cap": partial(geolora, tau=0.2, max_rel_update=None),
 }
 
 def run(method, lr, seed, base):
@@ -96,7 +81,7 @@ def run(method, lr, seed, base):
     torch.manual_seed(seed)
     model.head = nn.Linear(48, 5)
     head = list(model.head.parameters())
-    adapted, optimizer, after = method(model, lr)
+    adapted, optimizer, after, _ = method(model, lr, STEPS, TARGETS)
     for p in head: p.requires_grad_(True)
     optimizers = [optimizer, torch.optim.AdamW(head, 2e-3)]
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: (1 + math.cos(math.pi * i / STEPS)) / 2) for o in optimizers]
@@ -110,7 +95,7 @@ def run(method, lr, seed, base):
         nn.functional.cross_entropy(adapted(x[batch]), y[batch]).backward()
         for o in optimizers: o.step()
         for s in schedules: s.step()
-        if after: after(step)
+        after(step)
     adapted.eval()
     with torch.no_grad(): accuracy = (adapted(x[test]).argmax(1) == y[test]).float().mean().item()
     numbers = adapted.n_trainable if hasattr(adapted, "n_trainable") else sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n and p.ndim == 2)

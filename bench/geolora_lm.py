@@ -5,37 +5,20 @@
 Texts are split into training, validation and test documents. Each method takes the learning rate (and τ) with the lowest validation loss, and only then is its test loss read.
 """
 import argparse, copy, itertools, math
+from functools import partial
 
 import torch
 from common import machine, table
+from geolora import adalora, lora
 from smollm import Text, model_path
 
 from loragrass import GeoLoRAConfig, GeoLoRAModel, GeoLoRAOptimizer
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-def lora(model, steps, lr, r=8):
-    import peft
-    model = peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=r, target_modules=TARGETS))
-    return model, torch.optim.AdamW(trained(model), lr, weight_decay=0), None
-
-def riemannian(model, steps, lr, r=8):
-    import peft
-    from peft.optimizers import create_riemannian_optimizer
-    model = peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=r, target_modules=TARGETS))
-    return model, create_riemannian_optimizer(model, torch.optim.AdamW, lr=lr, weight_decay=0), None
-
-def adalora(model, steps, lr, r=8):
-    import peft
-    config = peft.AdaLoraConfig(init_r=r * 3 // 2, target_r=r, lora_alpha=r, tinit=steps // 10, tfinal=steps // 3, deltaT=5, total_step=steps, target_modules=TARGETS)
-    model = peft.get_peft_model(model, config)
-    return model, torch.optim.AdamW(trained(model), lr, weight_decay=0), model.base_model.update_and_allocate
-
-def geolora(model, steps, lr, tau=0.1, r=8):
-    model = GeoLoRAModel(model, GeoLoRAConfig(rank_init=r, learning_rate=lr, tau=tau, alpha=0.), target_modules=TARGETS)
-    return model, GeoLoRAOptimizer(model, num_training_steps=steps), None
-
-def trained(model): return [p for p in model.parameters() if p.requires_grad]
+def geolora(base, lr, steps, targets, tau=0.1):
+    model = GeoLoRAModel(base, GeoLoRAConfig(rank_init=8, learning_rate=lr, tau=tau, alpha=0.), targets)
+    return model, GeoLoRAOptimizer(model, num_training_steps=steps), lambda step: None, lambda: sorted(model.ranks.values())
 
 def numbers(model):
     "Numbers that the adapter holds in the end"
@@ -43,9 +26,9 @@ def numbers(model):
     return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and "lora_" in name)
 
 METHODS = {
-    "LoRA, AdamW": (lora, [dict(lr=lr) for lr in (3e-4, 1e-3, 3e-3)]),
-    "PEFT's Riemannian AdamW": (riemannian, [dict(lr=lr) for lr in (3e-4, 1e-3, 3e-3)]),
-    "PEFT's AdaLoRA": (adalora, [dict(lr=lr) for lr in (1e-3, 3e-3, 1e-2)]),
+    "LoRA, AdamW": (partial(lora, rank=8), [dict(lr=lr) for lr in (3e-4, 1e-3, 3e-3)]),
+    "PEFT's Riemannian AdamW": (partial(lora, rank=8, riemannian=True), [dict(lr=lr) for lr in (3e-4, 1e-3, 3e-3)]),
+    "PEFT's AdaLoRA": (partial(adalora, rank=8, start=12, every=5), [dict(lr=lr) for lr in (1e-3, 3e-3, 1e-2)]),
     "GeoLoRA": (geolora, [dict(lr=lr, tau=tau) for lr in (1e-3, 3e-3, 1e-2) for tau in (0.1, 0.2)]),
 }
 
@@ -66,7 +49,7 @@ class Study:
         "Validation and test loss, numbers held, ranks"
         torch.manual_seed(seed)
         base = copy.deepcopy(self.base)
-        model, optimizer, after = method(base, steps, **options)
+        model, optimizer, after, ranks = method(base, steps=steps, targets=TARGETS, **options)
         runs, order = base if hasattr(model, "to_lora") else model, torch.Generator().manual_seed(seed)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1, (i + 1) / 10) * (1 + math.cos(math.pi * i / steps)) / 2)
         batches = itertools.chain.from_iterable(self.train[torch.randperm(len(self.train), generator=order)].split(8) for _ in range(steps))
@@ -75,10 +58,9 @@ class Study:
             runs(**self.batch(rows)).loss.backward()
             optimizer.step()
             schedule.step()
-            if after: after(step)
+            after(step)
         runs.eval()
-        ranks = sorted(dict(model.ranks).values()) if hasattr(model, "ranks") else None
-        return dict(val=self.loss(runs, self.val), test=self.loss(runs, self.test), numbers=numbers(model), ranks=ranks)
+        return dict(val=self.loss(runs, self.val), test=self.loss(runs, self.test), numbers=numbers(model), ranks=ranks())
 
 def main(steps, seeds):
     machine("transformers", "peft")
@@ -91,7 +73,7 @@ def main(steps, seeds):
         test = torch.tensor([run["test"] for run in runs[best]])
         spread = f" ± {test.std():.3f}" if len(test) > 1 else ""
         ranks = runs[best][0]["ranks"]
-        rows.append({"method": name, "test loss, nats": f"{test.mean():.3f}{spread}", "numbers": runs[best][0]["numbers"], "ranks": f"{ranks[0]}–{ranks[-1]}" if ranks else "8", "best of the grid": best,
+        rows.append({"method": name, "test loss, nats": f"{test.mean():.3f}{spread}", "numbers": runs[best][0]["numbers"], "ranks": f"{min(ranks)}–{max(ranks)}", "best of the grid": best,
                      "worst of the grid": f"{max(sum(run['test'] for run in at) / len(at) for at in runs.values()):.3f}"})
         table(f"Tuned with {steps} steps of 8 windows of 128 tokens, {len(seeds)} seeds", [{key: row.get(key, "") for key in rows[-1]} for row in rows])
 
