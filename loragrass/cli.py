@@ -744,7 +744,7 @@ def ablate(
     table = lg.ablate(loras, y, asked, classifier, groups_of, cv,
                       random_state=random_state, progress=sys.stderr.isatty())
     found = summary(table)
-    if as_json: _json(json.loads(found.to_json(orient="records", double_precision=15) or "[]"))
+    if as_json: _json(_records(found.set_index("representation")))
     else: _table(found.astype(object).where(found.notna(), None).to_dict("records"))
     if out:
         _write_frame(table.set_index("representation"), out)

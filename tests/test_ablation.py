@@ -8,7 +8,8 @@ from sklearn.dummy import DummyClassifier
 from sklearn.model_selection import KFold
 
 import loragrass.ablation as ablation
-from loragrass.ablation import GAUGES, LEARNED, PRESETS, ablate, change_gauge, summary, transformer_of
+from loragrass.ablation import LEARNED, PRESETS, ablate, summary, transformer_of
+from loragrass.features import GAUGES, change_gauge
 from loragrass.encoders import ContrastiveFeatures, DenoisingFeatures, VAEFeatures
 from loragrass.features import REPRESENTATIONS
 from loragrass.lora_io import LoRA, LoRACollection, LoRAUpdate
