@@ -109,6 +109,7 @@ def show(found):
 if __name__ == "__main__":
     machine("peft", "transformers")
     cached, found = "--cached" in sys.argv, {}
+    FOLDER.mkdir(parents=True, exist_ok=True)
     for name in [word for word in sys.argv[1:] if word != "--cached"] or ("zoo", "concepts", "text", "shapes", "strong", "questions"):
         path = FOLDER / f"keeps_{name}.json"
         if not cached: path.write_text(json.dumps(Study(ShippedZoo({"zoo": "tasks"}.get(name, name)) if name in ("zoo", "concepts") else Family(name)).measured()))
