@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from .geolora import adam_direction, budget_ranks, least_rank, new_directions, stepped, transport
 from .lora_io import LoRA, LoRAUpdate
@@ -677,18 +678,14 @@ def _refill(Q, k, width, g):
         k += new.shape[1]
 
 def _adamw(group, state):
-    "Decoupled AdamW (Loshchilov & Hutter 2019), for what is no adapter"
-    b1, b2 = group["betas"]
-    for p in group["params"]:
-        if p.grad is None: continue
-        if not state[p]: state[p] = dict(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
-        at = state[p]
-        at["step"] += 1
-        at["m"].lerp_(p.grad, 1 - b1)
-        at["v"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
-        size = (at["v"] / (1 - b2 ** at["step"])).sqrt_().add_(group["eps"])
-        p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(at["m"], size,
-                                                                 value=-group["lr"] / (1 - b1 ** at["step"]))
+    "What is no adapter moves by PyTorch's AdamW"
+    params = [p for p in group["params"] if p.grad is not None]
+    for p in params:
+        if not state[p]: state[p] = dict(step=torch.tensor(0.), m=torch.zeros_like(p), v=torch.zeros_like(p))
+    m, v, steps = ([state[p][key] for p in params] for key in ("m", "v", "step"))
+    grads, (beta1, beta2) = [p.grad for p in params], group["betas"]
+    adamw(params, grads, m, v, [], steps, foreach=False, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
+          lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"])
 
 _OPTIMIZERS = weakref.WeakKeyDictionary() # layer → weak reference to the optimizer that moves it
 
